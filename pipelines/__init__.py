@@ -1,0 +1,1 @@
+"""When things happen: the graph of steps, its recipes and the command that runs them."""
