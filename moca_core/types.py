@@ -2,14 +2,13 @@
 
 Shapes: T text and image tokens of one pack, S segments (documents in a pack), N images, P vision patches,
 G merged groups of patches (one group is one image token), B queries on this rank, C candidates on this rank.
+No torch here: the data side of the system runs in many small processes that never need it.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,6 @@ class EvalTask:
     name: str
     queries: tuple[Query, ...]
     candidates: tuple[Content, ...]
-
-
-class LossTerm(NamedTuple):
-    """A loss as its sum over `count` elements, so that parts from any rank and micro-batch add up to the exact mean."""
-
-    sum: torch.Tensor
-    count: torch.Tensor
 
 
 @dataclass
