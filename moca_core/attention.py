@@ -1,0 +1,73 @@
+"""The one place that makes attention bidirectional and keeps packed sequences apart.
+
+`config.text_config.is_causal = False` is the only switch that every attention implementation of transformers obeys, and it
+survives saving and loading. Packing needs more: with eager and sdpa the bidirectional mask forgets where sequences end. So
+the model gets one attention function that reads `cu_seqlens`: the flash kernel that ships with torch where it runs (CUDA,
+16 bit), SDPA over sequences of equal length elsewhere. Both towers use it.
+"""
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+IMPLEMENTATION = "moca_flash_varlen"  # transformers hands cu_seqlens to the vision tower only if "flash" is in the name
+
+
+def make_bidirectional(model: PreTrainedModel) -> None:
+    """Every token of a sequence sees every other one from now on, also after saving and loading with transformers."""
+    model.config.get_text_config().is_causal = False
+    model.config.is_causal = False  # serving engines read the top level
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Makes the model's forward take packed sequences by `cu_seq_lens_q` and `max_length_q`. Not written to its saved config."""
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)
+    for config in (model.config, model.config.get_text_config(), model.config.vision_config):
+        config._attn_implementation = IMPLEMENTATION
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    is_causal: bool | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each sequence of a packed stream: q, k, v [1, heads, T, head_dim] to [1, T, heads, head_dim]."""
+    causal = module.is_causal if is_causal is None else is_causal
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, head_dim]
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        return _flash(q, k, v, cu_seq_lens_q, max_length_q, scaling, causal)[None], None
+    return _by_length(q, k, v, cu_seq_lens_q, scaling, causal)[None], None
+
+
+def _flash(q, k, v, cu_seqlens, max_length, scaling: float, causal: bool) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    window = (-1, 0) if causal else (-1, -1)
+    cu, longest = cu_seqlens.to(torch.int32), int(max_length)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=True)
+
+
+def _by_length(q, k, v, cu_seqlens, scaling: float, causal: bool) -> torch.Tensor:
+    """One SDPA call per distinct length: windows and images of a size go together, sequences of their own length alone."""
+    starts, lengths = cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]
+    indices, outputs = [], []
+    for length in lengths.unique().tolist():
+        if length == 0:
+            continue
+        index = starts[lengths == length, None] + torch.arange(length, device=q.device)  # [n, length]
+        batch = [x[index].transpose(1, 2) for x in (q, k, v)]  # [n, heads, length, head_dim]
+        attended = scaled_dot_product_attention(*batch, scale=scaling, is_causal=causal, enable_gqa=True)
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+        indices.append(index.flatten())
+    return torch.cat(outputs)[torch.argsort(torch.cat(indices))]

@@ -1,0 +1,38 @@
+"""Loading and saving a vision-language model, strictly: a weight that is missing or left over is an error."""
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from moca_core.attention import use_packed_attention
+
+
+def load_backbone(folder: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A Qwen2-VL or Qwen2.5-VL `ForConditionalGeneration` from a Hugging Face folder, ready for packed sequences.
+
+    Raises ValueError where the folder does not hold every weight: a model that is half random trains without complaint.
+    """
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    tied = set(model.all_tied_weights_keys)
+    # an embedding model has no head of its own: the head is tied, or it starts from the input embedding
+    missing = {key for key in info["missing_keys"] if key not in tied}
+    if missing == {"lm_head.weight"}:
+        model.lm_head.weight.data.copy_(model.get_input_embeddings().weight.data)
+        missing = set()
+    if missing or info["unexpected_keys"] or info["mismatched_keys"]:
+        raise ValueError(
+            f"{folder} does not fit {type(model).__name__}: missing {sorted(missing)[:5]}, "
+            f"unexpected {sorted(info['unexpected_keys'])[:5]}, of another shape {list(info['mismatched_keys'])[:5]}"
+        )
+    use_packed_attention(model)
+    return model
+
+
+def save_backbone(model: PreTrainedModel, folder: str, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes config and safetensors in the `ForConditionalGeneration` layout that every serving engine maps.
+
+    `state_dict` replaces the module's own weights (names as in `model.state_dict()`); tied copies are written once.
+    """
+    weights = dict(model.state_dict() if state_dict is None else state_dict)
+    for duplicate in model.all_tied_weights_keys:
+        weights.pop(duplicate, None)
+    model.save_pretrained(folder, state_dict={name: w.contiguous() for name, w in weights.items()})

@@ -1,0 +1,65 @@
+"""Masking: a packed row becomes a micro-batch of continual pre-training (paper, section 3.1).
+
+A mask depends on (seed, epoch, piece id) alone, so worker count, restarts and the order of rows never change it.
+"""
+
+import numpy as np
+
+from moca_core.data.images import ImageBounds, decode, patchify
+from moca_core.data.positions import position_ids
+from moca_core.rng import generator, seed_of
+from moca_core.spec import BackboneSpec
+from moca_core.types import MaskedBatch, TokenStream
+
+IGNORED = -100
+
+
+def packed_stream(row: dict, spec: BackboneSpec, bounds: ImageBounds) -> TokenStream:
+    """The row as it is, unmasked."""
+    input_ids = np.asarray(row["input_ids"], dtype=np.int64)
+    grids = np.asarray(row["grid_thw"], dtype=np.int64).reshape(-1, 3)
+    images = [patchify(decode(i, bounds), spec) for i in row["images"]]
+    lengths = list(row["segment_lengths"])
+    return TokenStream(
+        input_ids=input_ids,
+        cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
+        position_ids=position_ids(input_ids, lengths, grids, spec),
+        pixels=np.concatenate(images) if images else np.zeros((0, spec.patch_values), np.uint8),
+        grid_thw=grids,
+    )
+
+
+def mask(
+    row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: float, mae_ratio: float, bounds: ImageBounds
+) -> MaskedBatch:
+    """Replaces text tokens by the mask token with probability `mlm_ratio` and marks image tokens with probability `mae_ratio`.
+
+    Special tokens and the first token of a sequence stay: nothing in the sequence comes before it to predict it from.
+    """
+    stream = packed_stream(row, spec, bounds)
+    is_image = stream.input_ids == spec.image_token_id
+    masked_text = np.zeros(len(stream.input_ids), dtype=bool)
+    masked_image = np.zeros(len(stream.input_ids), dtype=bool)
+    for piece_id, start, end in zip(row["piece_ids"], stream.cu_seqlens[:-1], stream.cu_seqlens[1:], strict=True):
+        draws = generator(seed, epoch, piece_id, "mask").random((2, end - start))
+        masked_text[start:end] = draws[0] < mlm_ratio
+        masked_text[start] = False
+        masked_image[start:end] = draws[1] < mae_ratio
+    masked_text &= ~np.isin(stream.input_ids, spec.special_token_ids)
+    labels = np.where(masked_text, stream.input_ids, IGNORED)
+    stream.input_ids = np.where(masked_text, spec.mask_token_id, stream.input_ids)
+    return MaskedBatch(
+        stream=stream,
+        labels=labels,
+        masked_groups=masked_image[is_image],
+        noise_seed=seed_of(seed, epoch, row["piece_ids"][0], "noise"),
+    )
+
+
+def next_token(row: dict, spec: BackboneSpec, bounds: ImageBounds) -> MaskedBatch:
+    """The unmasked row with every text token as a label: what an ordinary causal model trains on."""
+    stream = packed_stream(row, spec, bounds)
+    predictable = ~np.isin(stream.input_ids, spec.special_token_ids)
+    predictable[stream.cu_seqlens[:-1]] = False
+    groups = int((stream.input_ids == spec.image_token_id).sum())
+    return MaskedBatch(stream, np.where(predictable, stream.input_ids, IGNORED), np.zeros(groups, dtype=bool), 0)

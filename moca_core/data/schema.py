@@ -1,0 +1,114 @@
+"""The tables on storage: Corpus, PackedCorpus, PairSet, evaluation tasks. Encoded images, plain Arrow types, no pickles."""
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from moca_core.types import Content, Document, EvalTask, Pair, Query, Rejected, Segment
+
+CONTENT = pa.list_(pa.struct([("text", pa.string()), ("image", pa.binary())]))
+
+CORPUS = pa.schema([("doc_id", pa.string()), ("source", pa.string()), ("content", CONTENT)])
+
+REJECTED = pa.schema([("reason", pa.string()), ("detail", pa.string()), ("where", pa.string())])
+
+SEQUENCES = pa.schema(  # rendered pieces of documents, on their way into packs
+    [
+        ("piece_id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("images", pa.list_(pa.binary())),
+        ("grid_thw", pa.list_(pa.list_(pa.int32(), 3))),
+    ]
+)
+
+PACKED = pa.schema(  # one row is one pack: its sequences laid end to end
+    [
+        ("piece_ids", pa.list_(pa.string())),
+        ("segment_lengths", pa.list_(pa.int32())),
+        ("input_ids", pa.list_(pa.int32())),
+        ("images", pa.list_(pa.binary())),
+        ("grid_thw", pa.list_(pa.list_(pa.int32(), 3))),
+        ("cost_flops", pa.float64()),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("query", CONTENT),
+        ("positives", pa.list_(CONTENT)),
+        ("negatives", pa.list_(CONTENT)),
+        ("group", pa.string()),
+    ]
+)
+
+QUERIES = pa.schema([("content", CONTENT), ("positives", pa.list_(pa.int64())), ("candidates", pa.list_(pa.int64()))])
+
+CANDIDATES = pa.schema([("content", CONTENT)])
+
+
+def content_to_rows(content: Content) -> list[dict]:
+    return [{"text": segment.text, "image": segment.image} for segment in content]
+
+
+def rows_to_content(rows: list[dict]) -> Content:
+    return tuple(Segment(**row) for row in rows)
+
+
+def documents_to_table(documents: Iterable[Document]) -> pa.Table:
+    rows = [{"doc_id": d.doc_id, "source": d.source, "content": content_to_rows(d.content)} for d in documents]
+    return pa.Table.from_pylist(rows, schema=CORPUS)
+
+
+def table_to_documents(table: pa.Table) -> Iterator[Document]:
+    for row in table.to_pylist():
+        yield Document(row["source"], rows_to_content(row["content"]))
+
+
+def rejected_to_table(rejected: Iterable[Rejected]) -> pa.Table:
+    return pa.Table.from_pylist([vars(r) for r in rejected], schema=REJECTED)
+
+
+def pairs_to_table(pairs: Iterable[Pair]) -> pa.Table:
+    rows = [
+        {
+            "source": pair.source,
+            "query": content_to_rows(pair.query),
+            "positives": [content_to_rows(c) for c in pair.positives],
+            "negatives": [content_to_rows(c) for c in pair.negatives],
+            "group": pair.group,
+        }
+        for pair in pairs
+    ]
+    return pa.Table.from_pylist(rows, schema=PAIRS)
+
+
+def row_to_pair(row: dict) -> Pair:
+    return Pair(
+        row["source"],
+        rows_to_content(row["query"]),
+        tuple(rows_to_content(c) for c in row["positives"]),
+        tuple(rows_to_content(c) for c in row["negatives"]),
+        row["group"],
+    )
+
+
+def task_to_tables(task: EvalTask) -> tuple[pa.Table, pa.Table]:
+    """(queries, candidates) of an evaluation task."""
+    queries = [
+        {"content": content_to_rows(q.content), "positives": q.positives, "candidates": q.candidates}
+        for q in task.queries
+    ]
+    candidates = [{"content": content_to_rows(c)} for c in task.candidates]
+    return pa.Table.from_pylist(queries, schema=QUERIES), pa.Table.from_pylist(candidates, schema=CANDIDATES)
+
+
+def tables_to_task(name: str, queries: pa.Table, candidates: pa.Table) -> EvalTask:
+    return EvalTask(
+        name,
+        tuple(
+            Query(rows_to_content(q["content"]), tuple(q["positives"]), q["candidates"] and tuple(q["candidates"]))
+            for q in queries.to_pylist()
+        ),
+        tuple(rows_to_content(c["content"]) for c in candidates.to_pylist()),
+    )
