@@ -1,0 +1,72 @@
+"""Embedder: a model folder, and text, images or both to unit vectors. The path that evaluation and users share."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moca_core.attention import make_bidirectional
+from moca_core.backbone import load_backbone
+from moca_core.data.images import ImageBounds
+from moca_core.data.masking import packed_stream
+from moca_core.data.render import Rendered, Renderer, load_tokenizer
+from moca_core.data.rows import pack_contents
+from moca_core.model.encoder import Encoder
+from moca_core.model.inputs import to_device
+from moca_core.spec import read_spec
+from moca_core.types import Content
+
+WINDOW = 1024  # contents rendered and packed together: bounds the memory, not the result
+
+
+class Embedder:
+    """Encodes contents with the bidirectional, mean-pooled model in `folder`.
+
+    Args:
+        max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image.
+        pack_tokens: tokens in one forward pass; raises throughput, never changes a vector beyond rounding.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        max_tokens: int | None = None,
+        pack_tokens: int = 8192,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.spec = read_spec(folder)
+        model = load_backbone(folder, dtype).to(self.device).eval()
+        make_bidirectional(model)
+        self.encoder = Encoder(model.model, self.spec)
+        longest = max_tokens or max(2048, self.spec.max_image_tokens + 2)
+        self.renderer = Renderer(load_tokenizer(str(Path(folder) / "tokenizer.json")), self.spec, longest)
+        self.pack_tokens = max(pack_tokens, longest)
+
+    @property
+    def dimension(self) -> int:
+        return self.spec.text_hidden
+
+    def encode(self, contents: Sequence[Content]) -> np.ndarray:
+        """Unit vectors [len(contents), dimension], float32, in the order given."""
+        vectors = np.empty((len(contents), self.dimension), dtype=np.float32)
+        for members, embeddings in self._encode_packs(contents):
+            vectors[members] = embeddings
+        return vectors
+
+    @torch.inference_mode()
+    def _encode_packs(self, contents: Sequence[Content]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for start in range(0, len(contents), WINDOW):
+            rendered = [self._render(start + i, c) for i, c in enumerate(contents[start : start + WINDOW])]
+            for members, row in pack_contents(rendered, self.spec, self.pack_tokens):
+                stream = to_device(packed_stream(row, self.spec, ImageBounds()), self.spec, self.device)
+                yield [start + i for i in members], self.encoder.embed(stream).cpu().numpy()
+
+    def _render(self, position: int, content: Content) -> Rendered:
+        pieces = self.renderer.pieces(content)
+        if not pieces:
+            raise ValueError(f"content {position} is empty: no text and no image to embed")
+        return pieces[0]
