@@ -1,0 +1,186 @@
+"""What happened, in MLflow.
+
+Only MlflowClient with explicit run ids: steps run in threads, and MLflow's "active run" is global.
+"""
+
+import logging
+import os
+import tempfile
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import is_local, join
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+_FLUSH_S = 2.0
+_BATCH = 100  # entries per request; the server's limit for parameters
+
+
+def tracking_uri(root_uri: str, configured: str | None) -> str:
+    """Where to track: `configured`, else $MLFLOW_TRACKING_URI, else a SQLite file in a local root.
+
+    ValueError for a root on S3 without a server: a database cannot live there, and one beside the driver would be
+    lost with it.
+    """
+    chosen = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    if chosen:
+        return chosen
+    if not is_local(root_uri):
+        raise ValueError(
+            f"the root {root_uri} is not local, so MLflow needs a server: set MLFLOW_TRACKING_URI, e.g. http://mlflow:5000"
+        )
+    return f"sqlite:///{os.path.abspath(os.path.expanduser(root_uri.removeprefix('file://')))}/mlflow.db"
+
+
+def open_tracker(uri: str, experiment: str, artifact_root: str) -> "Tracker":
+    """Connect, making database and experiment where they are missing.
+
+    Artifacts of a new experiment go below `artifact_root`. Call it once in the driver before any worker calls
+    `attach`: processes that race to make a SQLite database destroy it. ValueError if the experiment was deleted in
+    MLflow.
+    """
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = (
+            artifact_root if not is_local(artifact_root) else os.path.abspath(artifact_root.removeprefix("file://"))
+        )
+        return Tracker(client, client.create_experiment(experiment, artifact_location=join(location, experiment)))
+    if found.lifecycle_stage != "active":
+        raise ValueError(
+            f"the MLflow experiment {experiment!r} at {uri} is deleted: restore it there, or choose another name"
+        )
+    return Tracker(client, found.experiment_id)
+
+
+def attach(uri: str, run_id: str) -> "Run":
+    """A run that another process started, to log into from here.
+
+    Metrics are buffered: call `flush` before a checkpoint and at the end.
+    """
+    client = _client(uri)
+    return Run(client, run_id, client.get_run(run_id).info.experiment_id, flush_every_s=_FLUSH_S)
+
+
+def history(run: "Run", key: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric by step. After a restart a step is logged again: the last one counts."""
+    run.flush()
+    points = sorted(run.client.get_metric_history(run.run_id, key), key=lambda point: (point.step, point.timestamp))
+    return list({point.step: point.value for point in points}.items())
+
+
+class Tracker:
+    """One experiment of a tracking server or database."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+
+    def start_run(self, name: str, parent: "Run | None" = None, tags: dict[str, str] | None = None) -> "Run":
+        """A new run, shown below `parent` if there is one. It is RUNNING until `Run.finish`."""
+        everything = {"mlflow.runName": name, **(tags or {})}
+        if parent is not None:
+            everything["mlflow.parentRunId"] = parent.run_id
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=everything)
+        return Run(self.client, run.info.run_id, self.experiment_id, flush_every_s=0.0)
+
+
+class Run:
+    """One run. Not to be shared among threads; several processes may `attach` to it."""
+
+    def __init__(self, client: "MlflowClient", run_id: str, experiment_id: str, *, flush_every_s: float) -> None:
+        self.client = client
+        self.run_id = run_id
+        self._experiment_id = experiment_id
+        self._flush_every_s = flush_every_s
+        self._flushed = time.monotonic()
+        self._buffer: list[Metric] = []
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """Parameters by (dotted) name. MLflow refuses to change one that is there already."""
+        from mlflow.entities import Param
+
+        entries = [Param(name, str(value)) for name, value in params.items()]
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(self.run_id, params=entries[start : start + _BATCH])
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Values at a step (None: 0). An attached run sends them every two seconds at most, another at once."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        self._buffer += [Metric(key, float(value), now_ms, step or 0) for key, value in metrics.items()]
+        if time.monotonic() - self._flushed >= self._flush_every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is buffered."""
+        while self._buffer:
+            self.client.log_batch(self.run_id, metrics=self._buffer[:_BATCH])
+            del self._buffer[:_BATCH]
+        self._flushed = time.monotonic()
+
+    def log_dataset(self, name: str, uri: str, digest: str, context: str) -> None:
+        """Record that this run read the data at `uri`, without reading it. MLflow keeps 36 characters of the digest."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The specified dataset source can be interpreted in multiple ways")
+            source = resolve_dataset_source(uri)
+        dataset = MetaDataset(source=source, name=name, digest=digest[:36])
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+
+    def log_artifact(self, local_path: str) -> None:
+        """Copy a local file, or a folder, to the run's artifacts."""
+        self.client.log_artifact(self.run_id, local_path)
+
+    def log_model(self, name: str, code_path: str, model_dir: str, pip_requirements: list[str]) -> str:
+        """Log a model from code: the Python file `code_path` and the folder of weights that it loads, as they are.
+
+        The code calls mlflow.models.set_model, and finds the folder as context.artifacts["model"]. Returns the
+        models:/ URI, for mlflow.pyfunc.load_model.
+        """
+        import mlflow.pyfunc
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        logged = self.client.create_logged_model(self._experiment_id, name=name, source_run_id=self.run_id)
+        with tempfile.TemporaryDirectory(prefix="moca-model-") as folder:
+            target = os.path.join(folder, "model")
+            mlflow.pyfunc.save_model(
+                target,
+                python_model=code_path,
+                artifacts={"model": model_dir},
+                pip_requirements=pip_requirements,
+                mlflow_model=Model(run_id=self.run_id, model_id=logged.model_id),
+            )
+            self.client.log_model_artifacts(logged.model_id, target)
+        self.client.finalize_logged_model(logged.model_id, "READY")
+        self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return f"models:/{logged.model_id}"
+
+    def finish(self, status: str) -> None:
+        """End the run as "FINISHED", "FAILED" or "KILLED"."""
+        if status not in ("FINISHED", "FAILED", "KILLED"):
+            raise ValueError(f"status {status!r} must be FINISHED, FAILED or KILLED")
+        self.flush()
+        self.client.set_terminated(self.run_id, status)
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for chatty in ("alembic", "mlflow.store.db.utils"):  # every migration of a new database
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if uri.startswith("sqlite:///"):
+        os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")) or ".", exist_ok=True)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
