@@ -1,0 +1,59 @@
+"""What a step is: a plain function, its settings and what it needs. It reads and writes artifacts and knows no other step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cluster import storage
+from cluster.workers import ClusterConfig
+from pipelines.runner.record import Artifact
+
+if TYPE_CHECKING:
+    from cluster.tracking import Run
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how, never what: nothing in here changes a result, so nothing in here is part of a fingerprint."""
+
+    cluster: ClusterConfig
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.log_every_steps < 1 or self.checkpoint_every_steps < 1:
+            raise ValueError(
+                f"log_every_steps={self.log_every_steps} and checkpoint_every_steps={self.checkpoint_every_steps} must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step is given: its settings, what it needs, the folder to write to, and where to report."""
+
+    config: Any
+    inputs: dict[str, Artifact]
+    uri: str
+    fingerprint: str
+    execution: Execution
+    run: "Run"
+    say: Callable[[str], None]
+
+    def path(self, *parts: str) -> str:
+        return storage.join(self.uri, *parts)
+
+
+@dataclass(frozen=True)
+class Step:
+    """`run(context)` returns the result that later steps read (literals only; paths relative to the step's folder).
+
+    `code_version` is raised by hand when the code would now make something else of the same settings. A `resumable` step finds
+    what an interrupted attempt left in its folder; other steps start in an empty one.
+    """
+
+    name: str
+    run: Callable[[Context], dict[str, Any]]
+    config: Any
+    needs: tuple[str, ...] = ()
+    code_version: int = 1
+    resumable: bool = False
