@@ -36,3 +36,13 @@ def save_backbone(model: PreTrainedModel, folder: str, state_dict: dict[str, tor
     for duplicate in model.all_tied_weights_keys:
         weights.pop(duplicate, None)
     model.save_pretrained(folder, state_dict={name: w.contiguous() for name, w in weights.items()})
+
+
+def trained_weights(objective_state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone's part of an objective's state dict, under the names of `ForConditionalGeneration`.
+
+    A head that was not trained (contrastive fine-tuning has none) is not in it.
+    """
+    encoder = "encoder.backbone."
+    weights = {f"model.{k.removeprefix(encoder)}": w for k, w in objective_state.items() if k.startswith(encoder)}
+    return weights | {k: w for k, w in objective_state.items() if k.startswith("lm_head.")}

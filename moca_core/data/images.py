@@ -25,6 +25,9 @@ class ImageBounds:
             raise ValueError(f"image bounds must be positive, got max_bytes={self.max_bytes}, max_px={self.max_px}")
 
 
+UNBOUNDED = ImageBounds(max_bytes=2**62, max_px=2**62)
+
+
 class ImageError(ValueError):
     """An image that cannot be used; `reason` is the word it is counted under."""
 
@@ -36,11 +39,13 @@ class ImageError(ValueError):
         return ImageError, (self.reason, self.detail)
 
 
-def decode(data: bytes, bounds: ImageBounds = ImageBounds()) -> Image.Image:
+def decode(data: bytes, bounds: ImageBounds | None = None) -> Image.Image:
     """RGB image of a file's bytes, transparency laid on white (as the exported processor does).
 
-    The size in the header is checked before any pixel is decoded. Raises ImageError.
+    The size in the header is checked against `bounds` before any pixel is decoded. Without bounds (images that were checked when
+    they entered) only Pillow's own limit holds. Raises ImageError.
     """
+    bounds = bounds or UNBOUNDED
     if len(data) > bounds.max_bytes:
         raise ImageError("image_too_many_bytes", f"{len(data)} bytes, at most {bounds.max_bytes}")
     try:

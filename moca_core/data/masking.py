@@ -14,8 +14,8 @@ from moca_core.types import MaskedBatch, TokenStream
 IGNORED = -100
 
 
-def packed_stream(row: dict, spec: BackboneSpec, bounds: ImageBounds) -> TokenStream:
-    """The row as it is, unmasked."""
+def packed_stream(row: dict, spec: BackboneSpec, bounds: ImageBounds | None = None) -> TokenStream:
+    """The row as it is, unmasked. Its images were bounded when they entered the corpus; `bounds` is for those that did not."""
     input_ids = np.asarray(row["input_ids"], dtype=np.int64)
     grids = np.asarray(row["grid_thw"], dtype=np.int64).reshape(-1, 3)
     images = [patchify(decode(i, bounds), spec) for i in row["images"]]
@@ -30,13 +30,13 @@ def packed_stream(row: dict, spec: BackboneSpec, bounds: ImageBounds) -> TokenSt
 
 
 def mask(
-    row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: float, mae_ratio: float, bounds: ImageBounds
+    row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: float, mae_ratio: float
 ) -> MaskedBatch:
     """Replaces text tokens by the mask token with probability `mlm_ratio` and marks image tokens with probability `mae_ratio`.
 
     Special tokens and the first token of a sequence stay: nothing in the sequence comes before it to predict it from.
     """
-    stream = packed_stream(row, spec, bounds)
+    stream = packed_stream(row, spec)
     is_image = stream.input_ids == spec.image_token_id
     masked_text = np.zeros(len(stream.input_ids), dtype=bool)
     masked_image = np.zeros(len(stream.input_ids), dtype=bool)
@@ -56,9 +56,9 @@ def mask(
     )
 
 
-def next_token(row: dict, spec: BackboneSpec, bounds: ImageBounds) -> MaskedBatch:
+def next_token(row: dict, spec: BackboneSpec) -> MaskedBatch:
     """The unmasked row with every text token as a label: what an ordinary causal model trains on."""
-    stream = packed_stream(row, spec, bounds)
+    stream = packed_stream(row, spec)
     predictable = ~np.isin(stream.input_ids, spec.special_token_ids)
     predictable[stream.cu_seqlens[:-1]] = False
     groups = int((stream.input_ids == spec.image_token_id).sum())

@@ -4,7 +4,6 @@ import hashlib
 
 import numpy as np
 
-from moca_core.data.images import ImageBounds
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Renderer
 from moca_core.data.rows import packed_row, sequence_row
@@ -13,7 +12,7 @@ from moca_core.types import Content, Pair, PairBatch, content_id
 
 
 def collate_pairs(
-    pairs: list[Pair], renderer: Renderer, *, num_negatives: int, key: tuple[str | int, ...], bounds: ImageBounds
+    pairs: list[Pair], renderer: Renderer, *, num_negatives: int, key: tuple[str | int, ...]
 ) -> PairBatch:
     """One rank's share of a batch. `key` seeds the choice among several right answers and among spare negatives.
 
@@ -33,7 +32,7 @@ def collate_pairs(
     sequences = [renderer.first(pair.query) for pair in pairs]
     sequences += [renderer.first(candidate) for candidate in candidates if candidate is not None]
     return PairBatch(
-        stream=packed_stream(packed_row([sequence_row("", s) for s in sequences], renderer.spec), renderer.spec, bounds),
+        stream=packed_stream(packed_row([sequence_row("", s) for s in sequences], renderer.spec), renderer.spec),
         num_queries=len(pairs),
         candidate_valid=np.array([candidate is not None for candidate in candidates]),
         candidate_group=np.array(groups, dtype=np.int64),

@@ -30,8 +30,9 @@ class MaskedModelling(nn.Module):
         normalise_patches: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.spec, self.shift, self.normalise_patches = model, spec, shift, normalise_patches
+        self.spec, self.shift, self.normalise_patches = spec, shift, normalise_patches
         self.encoder = Encoder(model.model, spec)
+        self.lm_head = model.lm_head
         self.mae_decoder = MaeDecoder(model.model, spec) if mae_weight else None
         self.weights = {"mlm": 1.0} | ({"mae": mae_weight} if mae_weight else {})
 
@@ -42,18 +43,18 @@ class MaskedModelling(nn.Module):
         return {name: counts[name] for name in self.weights}
 
     def forward(self, batch: MaskedBatch) -> dict[str, LossTerm]:
-        device = self.model.device
+        device = self.encoder.backbone.device
         stream = to_device(batch.stream, self.spec, device)
         labels = torch.from_numpy(batch.labels).to(device)
         masked_groups = torch.from_numpy(batch.masked_groups).to(device)
         target = first_frame(stream.pixel_values, self.spec)
         stream.pixel_values = add_noise(stream.pixel_values, masked_groups, batch.noise_seed, self.spec)
         hidden_states = self.encoder(stream)
-        terms = {"mlm": mlm_loss(hidden_states, labels, self.model.lm_head, shift=self.shift)}
+        terms = {"mlm": mlm_loss(hidden_states, labels, self.lm_head, shift=self.shift)}
         if self.mae_decoder is not None:
             masked_tokens = torch.zeros_like(stream.input_ids, dtype=torch.bool)
             masked_tokens[stream.input_ids == self.spec.image_token_id] = masked_groups
-            rotary = self.model.model.language_model.rotary_emb
+            rotary = self.encoder.backbone.language_model.rotary_emb
             painted = self.mae_decoder(hidden_states, stream, masked_tokens, rotary)
             masked_patches = masked_groups.repeat_interleave(self.spec.group_size)
             terms["mae"] = mae_loss(

@@ -37,6 +37,7 @@ class Context:
     fingerprint: str
     execution: Execution
     run: "Run"
+    tracking_uri: str
     say: Callable[[str], None]
 
     def path(self, *parts: str) -> str:

@@ -1,0 +1,203 @@
+"""The command: from raw documents and pairs to a working embedding model.
+
+    python pipelines/full.py --recipe demo
+    python pipelines/full.py --recipe my.yaml --set pretrain.mlm_ratio=0.3 --until pretrain --root s3://bucket/runs
+
+Steps whose inputs and settings did not change are not run again. Run `--dry-run` to see what would run, and why.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster import storage, tracking
+from cluster.workers import connect
+from pipelines.dag import build
+from pipelines.recipe import RECIPES, Recipe, load_recipe
+from pipelines.runner.fingerprint import canonical
+from pipelines.runner.plan import Planned, make_plan
+from pipelines.runner.record import Artifact
+from pipelines.runner.scheduler import StepFailed, run_plan
+from pipelines.runner.step import Context, Execution
+
+LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "mlflow")
+CLOCK = time.perf_counter()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        recipe = load_recipe(options.recipe, options.set)
+        root = resolve_root(options.root, options.recipe)
+        plan = make_plan(build(recipe), root, options.until)
+        tracking_uri = tracking.tracking_uri(root, recipe.tracking.uri)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_plan(plan, root)
+    if options.dry_run:
+        return 0
+    try:
+        artifacts = run_tracked(recipe, plan, root, tracking_uri)
+    except StepFailed as failure:
+        cause = failure.__cause__
+        if not isinstance(cause, (ValueError, FileNotFoundError)):
+            traceback.print_exception(cause)
+        print(f"error: {failure}: {cause}", file=sys.stderr)
+        print("what is finished is kept: the same command goes on from there", file=sys.stderr)
+        return 1
+    print_outcome(artifacts, root, tracking_uri)
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python pipelines/full.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="demo", help=f"{', '.join(RECIPES)}, or a .yaml file (default: demo)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="override one setting; may be repeated"
+    )
+    parser.add_argument("--until", metavar="STEP", help="run this step and what it needs, and nothing after it")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and why, and run nothing")
+    parser.add_argument(
+        "--root", help="folder or s3:// URI for everything that comes out (default: $MOCA_ROOT, or runs/RECIPE)"
+    )
+    return parser.parse_args(arguments)
+
+
+def resolve_root(given: str | None, recipe: str) -> str:
+    """The root as an absolute path or URI. A Ray job runs in a folder that is removed with it, so its default lies in the home folder."""
+    if root := given or os.environ.get("MOCA_ROOT"):
+        return root if not storage.is_local(root) else str(Path(root.removeprefix("file://")).absolute())
+    name = Path(recipe).stem
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return str(Path.home() / "moca-runs" / name)
+    return str(Path("runs", name).absolute())
+
+
+def run_tracked(recipe: Recipe, plan: list[Planned], root: str, tracking_uri: str) -> dict[str, Artifact]:
+    """Runs the plan under one MLflow parent run, with one nested run per step."""
+    tracker = tracking.open_tracker(tracking_uri, recipe.tracking.experiment, storage.join(root, "mlflow-artifacts"))
+    versions = environment()
+    parent = tracker.start_run(f"pipeline {Path(root).name}", tags={"root": root, **versions})
+    parent.log_params(flatten(canonical_settings(recipe)))
+    execution = Execution(recipe.cluster, recipe.tracking.log_every_steps, recipe.tracking.checkpoint_every_steps)
+
+    def execute(planned: Planned, inputs: dict[str, Artifact]) -> tuple[dict, str]:
+        name = planned.step.name
+        run = tracker.start_run(name, parent=parent, tags={"fingerprint": planned.fingerprint, "why": planned.why})
+        run.log_params(flatten(planned.payload["config"]))
+        say(name, f"started ({planned.why})")
+        started = time.perf_counter()
+        status = "FAILED"
+        try:
+            context = Context(
+                config=planned.step.config,
+                inputs=inputs,
+                uri=planned.uri,
+                fingerprint=planned.fingerprint,
+                execution=execution,
+                run=run,
+                tracking_uri=tracking_uri,
+                say=lambda message: say(name, message),
+            )
+            result = planned.step.run(context)
+            status = "FINISHED"
+        finally:
+            run.finish(status)
+        say(name, f"done in {time.perf_counter() - started:.0f} s")
+        return result, run.run_id
+
+    status = "FAILED"
+    try:
+        for planned in plan:
+            if planned.done:
+                log_skipped(tracker, parent, planned)
+        if not all(planned.done for planned in plan):
+            connect(recipe.cluster)
+        artifacts = run_plan(plan, execute, versions)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        parent.finish(status)
+    return artifacts
+
+
+def log_skipped(tracker: tracking.Tracker, parent: tracking.Run, planned: Planned) -> None:
+    say(planned.step.name, f"skipped ({planned.why})")
+    tags = {"fingerprint": planned.fingerprint, "skipped": planned.why, "made_by_run": planned.done.tracking_run}
+    tracker.start_run(planned.step.name, parent=parent, tags=tags).finish("FINISHED")
+
+
+def canonical_settings(recipe: Recipe) -> dict:
+    """The recipe as plain values, paths included: what the user asked for, for the tracking page."""
+    return canonical({name: settings(getattr(recipe, name)) for name in recipe.__dataclass_fields__})
+
+
+def settings(value):
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: settings(getattr(value, name)) for name in value.__dataclass_fields__}
+    return [settings(item) for item in value] if isinstance(value, tuple) else value
+
+
+def flatten(value, prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} to {"a.b": "1"}."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}" if prefix else key).items()}
+    return {prefix: value if isinstance(value, str) else json.dumps(value)}
+
+
+def environment() -> dict[str, str]:
+    """What a result came out of, for its record."""
+    versions = {name: version(name) for name in LIBRARIES}
+    versions |= {"python": platform.python_version(), "platform": platform.platform()}
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        versions["commit"] = commit.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        versions["commit"] = "unknown"  # an installed package or an uploaded working directory has no history
+    return versions
+
+
+def say(step: str, message: str) -> None:
+    print(f"[{time.perf_counter() - CLOCK:6.1f} s] {step:<9} {message}", flush=True)
+
+
+def print_plan(plan: list[Planned], root: str) -> None:
+    print(f"plan for {root}")
+    for planned in plan:
+        print(f"  {'skip' if planned.done else 'run ':<5}{planned.step.name:<10}{planned.fingerprint}  {planned.why}")
+    sys.stdout.flush()
+
+
+def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str) -> None:
+    """Where everything is; locally also as links that do not change from run to run."""
+    if storage.is_local(root):
+        for name, artifact in artifacts.items():
+            link = Path(root, "latest", name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(artifact.uri, link.parent))
+    print(f"\nfinished in {time.perf_counter() - CLOCK:.0f} s")
+    if "evaluate" in artifacts:
+        print("\n" + storage.read_bytes(artifacts["evaluate"].path("scores.md")).decode())
+    for name, artifact in artifacts.items():
+        print(f"{name:<10}{artifact.uri}")
+    print(f"\nlook:  mlflow ui --backend-store-uri {tracking_uri}")
+    if "export" in artifacts:
+        print(f'use:   python pipelines/embed.py --model {artifacts["export"].path("model")} "some text" image.png')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

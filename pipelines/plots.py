@@ -1,0 +1,44 @@
+"""Plots where people would rather look than read."""
+
+import io
+
+
+def loss_curves(title: str, history: list[dict[str, float]], names: list[str]) -> bytes:
+    """PNG of every named loss over steps, each in a panel of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        panel.plot([row["step"] + 1 for row in history], [row[name] for row in history], linewidth=1.5)
+        panel.set(xlabel="step", ylabel=name)
+        panel.grid(alpha=0.3)
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def score_bars(scores: dict[str, dict[str, float]]) -> bytes:
+    """PNG of precision@1 per task: one group of bars per task, chance as a line across it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = [name for name in next(iter(scores.values())) if name != "chance"]
+    figure = Figure(figsize=(2 + 2 * len(scores), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    width = 0.8 / len(models)
+    for place, model in enumerate(models):
+        positions = [task + (place - (len(models) - 1) / 2) * width for task in range(len(scores))]
+        panel.bar(positions, [row[model] for row in scores.values()], width, label=model)
+    for task, row in enumerate(scores.values()):
+        panel.hlines(row["chance"], task - 0.45, task + 0.45, colors="black", linestyles="dashed", label="chance" * (task == 0))
+    panel.set_xticks(range(len(scores)), list(scores))
+    panel.set(ylabel="precision@1", ylim=(0, 1))
+    panel.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,32 @@
+"""demo: the whole system in minutes on two CPU cores, offline.
+
+Command: make run. A 1.6 M parameter model trained from nothing on the documentation, plots and digits that the installation holds.
+"""
+
+from cluster.workers import ClusterConfig
+from pipelines.recipe import Recipe, TrackingConfig
+from pipelines.sources import Source
+from pipelines.steps.base import BaseConfig
+from pipelines.steps.corpus import CorpusConfig
+from pipelines.steps.evaluate import EvaluateConfig
+from pipelines.steps.export import ExportConfig
+from pipelines.steps.finetune import FinetuneConfig
+from pipelines.steps.pack import PackConfig
+from pipelines.steps.pairs import PairsConfig
+from pipelines.steps.pretrain import PretrainConfig
+
+
+def recipe() -> Recipe:
+    builtin = (Source("builtin"),)
+    return Recipe(
+        corpus=CorpusConfig(sources=builtin),
+        pack=PackConfig(max_tokens=1024),
+        base=BaseConfig(steps=120, learning_rate=2e-3),
+        pretrain=PretrainConfig(steps=150, learning_rate=1e-3, rows_per_step=2),
+        pairs=PairsConfig(train=builtin, evaluate=builtin),
+        finetune=FinetuneConfig(steps=300, learning_rate=1e-3, batch_size=32, max_tokens=256),
+        evaluate=EvaluateConfig(max_tokens=256),
+        export=ExportConfig(name="moca-demo", max_tokens=1024),
+        cluster=ClusterConfig(num_workers=2),
+        tracking=TrackingConfig(log_every_steps=10, checkpoint_every_steps=50),
+    )

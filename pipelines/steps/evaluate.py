@@ -1,0 +1,109 @@
+"""evaluate: precision@1 on the held-out tasks, for the model before training, after each stage, and by chance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster import storage
+from cluster.workers import run_tasks
+from moca_core.data.schema import tables_to_task
+from moca_core.metrics import chance_at_1, precision_at_1
+from moca_core.types import EvalTask
+from pipelines.plots import score_bars
+from pipelines.runner.step import Context, Step
+from pipelines.tables import read_table
+
+MODELS = ("base", "pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`max_tokens` is the longest query or candidate; `models` are the stages compared ("base" is the model before training)."""
+
+    max_tokens: int = 512
+    models: tuple[str, ...] = MODELS
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.models) - set(MODELS)):
+            raise ValueError(f"evaluate.models: {', '.join(unknown)} unknown; use some of {', '.join(MODELS)}")
+        if "finetune" not in self.models:
+            raise ValueError("evaluate.models must name finetune: it is the model that is exported")
+
+
+def evaluate_step(config: EvaluateConfig) -> Step:
+    return Step("evaluate", run, config, needs=("pairs", *config.models))
+
+
+def run(context: Context) -> dict:
+    """Result: {"scores": {task: {"chance", model: precision@1}}, "queries": {task: count}}."""
+    config: EvaluateConfig = context.config
+    pairs = context.inputs["pairs"]
+    tasks = {name: pairs.path(task["path"]) for name, task in pairs.result["tasks"].items()}
+    gpus = min(1, context.execution.cluster.gpus_per_worker)
+    jobs = [
+        (context.inputs[name].path(context.inputs[name].result["model"]), name, tasks, config.max_tokens)
+        for name in config.models
+    ]
+    by_model = run_tasks(score_model, jobs, cpus=1, gpus=gpus)
+    scores = {name: {"chance": chance(load_task(name, uri))} for name, uri in tasks.items()}
+    for model, results in zip(config.models, by_model, strict=True):
+        for name, value in results.items():
+            scores[name][model] = value
+    for name, row in scores.items():
+        context.run.log_metrics({f"{name}/{model}": value for model, value in row.items()})
+    for line in score_table(scores).splitlines():
+        context.say(line)
+    storage.write_atomic(context.path("scores.md"), score_table(scores).encode())
+    storage.write_atomic(context.path("scores.png"), score_bars(scores))
+    for name in ("scores.md", "scores.png"):
+        context.run.log_artifact(storage.localize(context.path(name)))
+    return {"scores": scores, "queries": {name: task["queries"] for name, task in pairs.result["tasks"].items()}}
+
+
+def load_task(name: str, uri: str) -> EvalTask:
+    tables = (read_table(storage.join(uri, f"{part}.parquet")) for part in ("queries", "candidates"))
+    return tables_to_task(name, *tables)
+
+
+def score_model(model_uri: str, label: str, tasks: dict[str, str], max_tokens: int) -> dict[str, float]:
+    """Precision@1 of one model on every task."""
+    from moca_core.embedder import Embedder
+
+    embedder = Embedder(storage.localize(model_uri), max_tokens=max_tokens)
+    scores = {}
+    for name, uri in tasks.items():
+        scores[name] = score_task(embedder, load_task(name, uri))
+        print(f"evaluate {label} on {name}: {scores[name]:.1%}", flush=True)
+    return scores
+
+
+def score_task(embedder, task: EvalTask) -> float:
+    queries = embedder.encode([query.content for query in task.queries])
+    candidates = embedder.encode(task.candidates)
+    return float(np.mean([precision(query, vector, candidates) for query, vector in zip(task.queries, queries, strict=True)]))
+
+
+def precision(query, vector: np.ndarray, candidates: np.ndarray) -> float:
+    pool = np.arange(len(candidates)) if query.candidates is None else np.array(query.candidates)
+    return precision_at_1(candidates[pool] @ vector, np.flatnonzero(np.isin(pool, query.positives)))
+
+
+def chance(task: EvalTask) -> float:
+    """What a model scores that ranks at random."""
+    return float(
+        np.mean([chance_at_1(len(q.candidates or task.candidates), len(q.positives)) for q in task.queries])
+    )
+
+
+def score_table(scores: dict[str, dict[str, float]]) -> str:
+    """Markdown table of precision@1, one row per task."""
+    columns = list(next(iter(scores.values())))
+    width = max(map(len, scores), default=4)
+    lines = [
+        f"| {'task'.ljust(width)} | {' | '.join(f'{c:>8}' for c in columns)} |",
+        f"|{'-' * (width + 2)}|{'|'.join('-' * 9 + ':' for _ in columns)}|",
+    ]
+    lines += [
+        f"| {name.ljust(width)} | {' | '.join(f'{row[c]:>8.1%}' for c in columns)} |" for name, row in scores.items()
+    ]
+    return "\n".join(lines) + "\n"

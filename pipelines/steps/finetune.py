@@ -1,0 +1,136 @@
+"""finetune: heterogeneous contrastive fine-tuning. Every batch is one task, every rank's candidates answer every query."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from cluster import storage
+from cluster.workers import Worker
+from moca_core.data.codec import to_bytes
+from moca_core.data.pairs import collate_pairs
+from moca_core.data.render import Renderer, load_tokenizer
+from moca_core.data.schema import row_to_pair
+from moca_core.spec import BackboneSpec
+from pipelines.runner.step import Context, Step
+from pipelines.tables import read_rows
+from pipelines.training.config import TrainingConfig
+from pipelines.training.stage import train_stage
+from pipelines.training.stream import locate, open_stream, pair_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """`batch_size` queries over all workers share their positives and `num_negatives` hard negatives each (paper, section 3.2).
+
+    `weights` draws tasks by name; without it tasks are drawn by their number of pairs.
+    """
+
+    steps: int = 400
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    num_negatives: int = 2
+    temperature: float = 0.03
+    max_tokens: int = 512
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 2: a query needs another's answer to tell from its own")
+        if self.num_negatives < 0:
+            raise ValueError(f"num_negatives={self.num_negatives} must be at least 0")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError(f"weights={self.weights} must be positive; leave a task out to switch it off")
+
+
+def finetune_step(config: FinetuneConfig) -> Step:
+    return Step("finetune", run, config, needs=("base", "pretrain", "pairs"), resumable=True)
+
+
+def run(context: Context) -> dict:
+    config: FinetuneConfig = context.config
+    base, pretrain, pairs = (context.inputs[name] for name in ("base", "pretrain", "pairs"))
+    train = pairs.result["train"]
+    sizes = {name: sum(rows for _, rows in files) for name, files in train.items()}
+    weights = task_weights(config, sizes)
+    context.run.log_dataset("pairs", pairs.uri, pairs.uri.rsplit("/", 1)[-1], "finetune")
+    context.say(f"{config.steps} batches of {config.batch_size} from {len(weights)} tasks")
+    return train_stage(
+        context,
+        worker_main,
+        {
+            "spec": base.result["spec"],
+            "tokenizer": base.path(base.result["tokenizer"]),
+            "weights": weights,
+            "files": {name: [pairs.path(file) for file, _ in train[name]] for name in weights},
+            "rows_per_file": {name: [rows for _, rows in train[name]] for name in weights},
+            "rows_per_group": pairs.result["rows_per_group"],
+        },
+        start_model=pretrain.path(pretrain.result["model"]),
+        micro_batches=1,
+        losses=["contrastive", "accuracy"],
+    )
+
+
+def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, float]:
+    """Raises ValueError for weights of tasks that do not exist and for tasks smaller than a batch."""
+    unknown = sorted(set(config.weights) - set(sizes))
+    if unknown:
+        raise ValueError(f"finetune.weights names {', '.join(unknown)}; the tasks are {', '.join(sizes)}")
+    weights = config.weights or {name: float(size) for name, size in sizes.items()}
+    small = {name: sizes[name] for name in weights if sizes[name] < config.batch_size}
+    if small:
+        raise ValueError(
+            f"tasks smaller than finetune.batch_size={config.batch_size}: {small}; lower the batch size, or give "
+            "finetune.weights for the other tasks only"
+        )
+    return weights
+
+
+def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
+    """One training worker: the bidirectional model, its objective over all ranks, and this rank's stream of pairs."""
+    from cluster import collectives
+    from moca_core.attention import make_bidirectional
+    from moca_core.backbone import load_backbone
+    from moca_core.objective.contrastive import Contrastive, Gather
+    from pipelines.training.job import run_training
+
+    config: FinetuneConfig = job["config"]
+    spec = BackboneSpec.from_dict(job["spec"])
+    model = load_backbone(storage.localize(job["model"]))
+    make_bidirectional(model)
+    gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
+    objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)
+
+    def open_at(steps: range):
+        sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
+        plan = pair_plan(
+            sizes, job["weights"], config.batch_size, steps, worker.rank, worker.world_size, config.seed
+        )
+        fetch = {name: job[name] for name in ("tokenizer", "files", "rows_per_file", "rows_per_group")}
+        return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch))
+
+    return run_training(worker, job, config, objective, open_at)
+
+
+def make_batch(
+    address: dict,
+    *,
+    config: FinetuneConfig,
+    spec: BackboneSpec,
+    tokenizer: str,
+    files: dict[str, list[str]],
+    rows_per_file: dict[str, list[int]],
+    rows_per_group: int,
+) -> bytes:
+    """This rank's share of a contrastive batch: in the data workers, ahead of training."""
+    source = address["source"]
+    renderer = Renderer(load_tokenizer(storage.localize(tokenizer)), spec, config.max_tokens)
+    pairs = []
+    for place in address["rows"]:
+        file, row = locate(place, rows_per_file[source])
+        pairs += map(row_to_pair, read_rows(files[source][file], [row], rows_per_group))
+    key = (config.seed, address["step"], address["rows"][0])
+    return to_bytes(collate_pairs(pairs, renderer, num_negatives=config.num_negatives, key=key))

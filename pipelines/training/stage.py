@@ -1,0 +1,80 @@
+"""What both training stages do around their workers: start them, turn the last checkpoint into a model folder, draw the losses."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.workers import Worker, run_tasks, run_workers
+from pipelines.plots import loss_curves
+from pipelines.runner.step import Context
+
+CHECKPOINTS = "checkpoints"
+
+
+def train_stage(
+    context: Context,
+    worker_main: Callable[[Worker, dict[str, Any]], dict],
+    job: dict[str, Any],
+    *,
+    start_model: str,
+    micro_batches: int,
+    losses: list[str],
+) -> dict:
+    """Trains on Ray Train workers and writes `model/` below the step's folder. `job` is what the stage's own worker reads.
+
+    Result: {"model", "steps", "restarts", "first", "last"} with the first and the last logged losses.
+    """
+    execution = context.execution
+    job = job | {
+        "label": Path(context.uri).parent.name,
+        "config": context.config,
+        "model": start_model,
+        "micro_batches": micro_batches,
+        "zero_stage": execution.cluster.zero_stage,
+        "log_every": execution.log_every_steps,
+        "checkpoint_every": execution.checkpoint_every_steps,
+        "tracking": (context.tracking_uri, context.run.run_id),
+    }
+    outcome = run_workers(
+        worker_main, job, cluster=execution.cluster, storage_uri=context.path(CHECKPOINTS), name=context.fingerprint
+    )
+    context.say("writing the model")
+    run_tasks(write_model, [(outcome.checkpoint_uri, start_model, context.path("model"))], cpus=1, gpus=0)
+    history = outcome.value["history"]
+    draw_losses(context, history, losses)
+    storage.delete(context.path(CHECKPOINTS))
+    return {
+        "model": "model",
+        "steps": context.config.steps,
+        "restarts": outcome.restarts,
+        "first": {name: history[0][name] for name in losses},
+        "last": {name: history[-1][name] for name in losses},
+    }
+
+
+def write_model(checkpoint_uri: str, start_model: str, uri: str) -> None:
+    """ZeRO shards to a Hugging Face folder: the trained weights, everything else from the folder that training started from."""
+    from cluster.checkpoint import consolidate
+    from moca_core.attention import make_bidirectional
+    from moca_core.backbone import load_backbone, save_backbone, trained_weights
+    from moca_core.folder import copy_processor
+
+    start = storage.localize(start_model)
+    weights = trained_weights(consolidate(storage.localize(checkpoint_uri)))
+    model = load_backbone(start)
+    make_bidirectional(model)
+    with tempfile.TemporaryDirectory() as folder:
+        save_backbone(model, folder, weights)
+        copy_processor(start, folder)
+        storage.upload(folder, uri)
+
+
+def draw_losses(context: Context, history: list[dict[str, float]], losses: list[str]) -> None:
+    label = Path(context.uri).parent.name
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "losses.png"
+        path.write_bytes(loss_curves(label, history, losses))
+        storage.write_atomic(context.path("losses.png"), path.read_bytes())
+        context.run.log_artifact(str(path))
