@@ -45,12 +45,14 @@ def digits() -> tuple[Digit, ...]:
     return tuple(sorted(scans, key=lambda digit: (stable_hash("digit", digit.pixels.hex()), digit.label)))
 
 
-def training_digits() -> list[Digit]:
-    return [digit for digit in digits() if not digit.held_out]
+@lru_cache(maxsize=1)
+def training_digits() -> tuple[Digit, ...]:
+    return tuple(digit for digit in digits() if not digit.held_out)
 
 
-def held_out_digits() -> list[Digit]:
-    return [digit for digit in digits() if digit.held_out]
+@lru_cache(maxsize=1)
+def held_out_digits() -> tuple[Digit, ...]:
+    return tuple(digit for digit in digits() if digit.held_out)
 
 
 @lru_cache(maxsize=2048)
@@ -58,7 +60,7 @@ def digit_image(digit: Digit) -> bytes:
     """A scan as PNG, 56 x 56 px, mode L: dark strokes on light paper."""
     ink = np.frombuffer(digit.pixels, dtype=np.uint8).reshape(8, 8).astype(np.float32) / 16.0
     grey = Image.fromarray((_PAPER * (1.0 - ink)).astype(np.uint8))
-    inner = tuple(side - 2 * _BORDER_PX for side in DIGIT_PX)
+    inner = (DIGIT_PX[0] - 2 * _BORDER_PX, DIGIT_PX[1] - 2 * _BORDER_PX)
     page = Image.new("L", DIGIT_PX, _PAPER)
     page.paste(grey.resize(inner, Image.Resampling.BICUBIC), (_BORDER_PX, _BORDER_PX))
     buffer = io.BytesIO()

@@ -1,81 +1,16 @@
-"""Kinds of plots, each a few matplotlib artists in the unit square, and the one small canvas that they are drawn on.
+"""Kinds of plots, each a few matplotlib artists in the unit square.
 
-Every kind takes the sampled `values` [rows, columns of the combination], the rows' `labels` and a Look. There is no text in a
-picture: at this size it could not be read. Drawing bypasses pyplot and axes' autoscaling, which would cost more than the drawing.
+Every kind takes the sampled `values` [rows, columns of the combination], the rows' `labels` and a Look. There is no
+text in a picture: at this size it could not be read. Pyplot and autoscaling are bypassed: they cost more than drawing.
 """
 
-import io
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.figure import Figure
-from PIL import Image
 
-PLOT_PX = (112, 112)  # 4 x 4 merged groups of patches at 28 px, 16 image tokens
-
-_DPI = 72  # a point is a pixel
-_PALETTES = (
-    ("#1f77b4", "#d62728", "#2ca02c"), ("#6a3d9a", "#ff7f00", "#33a02c"), ("#08519c", "#e6550d", "#31a354"),
-    ("#111111", "#e41a1c", "#377eb8"), ("#984ea3", "#4daf4a", "#a65628"), ("#e7298a", "#1b9e77", "#7570b3"),
-)  # fmt: skip
-_COLOUR_MAPS = ("viridis", "magma", "cividis", "plasma")
-_DIVERGING_MAPS = ("coolwarm", "PuOr_r", "BrBG_r")
-_MARKERS = ("o", "s", "^", "D", "v")
-
-
-@dataclass(frozen=True)
-class Look:
-    """What differs between two drawings of the same rows."""
-
-    colours: tuple[str, ...]
-    marker: str
-    marker_px: float
-    line_px: float
-    colour_map: str
-    diverging_map: str
-    paper: tuple[float, float, float]
-
-
-def random_look(rng: np.random.Generator) -> Look:
-    palette = _PALETTES[rng.integers(len(_PALETTES))]
-    return Look(
-        colours=tuple(palette[i] for i in rng.permutation(len(palette))),
-        marker=_MARKERS[rng.integers(len(_MARKERS))],
-        marker_px=float(rng.uniform(3.0, 5.5)),
-        line_px=float(rng.uniform(1.0, 2.5)),
-        colour_map=_COLOUR_MAPS[rng.integers(len(_COLOUR_MAPS))],
-        diverging_map=_DIVERGING_MAPS[rng.integers(len(_DIVERGING_MAPS))],
-        paper=tuple(float(shade) for shade in rng.uniform(0.92, 1.0, size=3)),
-    )
-
-
-class Canvas:
-    """One reusable figure: making a figure costs ten times as much as drawing on it."""
-
-    def __init__(self) -> None:
-        figure = Figure(figsize=(PLOT_PX[0] / _DPI, PLOT_PX[1] / _DPI), dpi=_DPI)
-        self._agg = FigureCanvasAgg(figure)
-        self._axes = figure.add_axes((0.06, 0.06, 0.88, 0.88), xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
-        self._axes.set_autoscale_on(False)
-        self._lock = threading.Lock()
-
-    def draw(self, kind: str, values: np.ndarray, labels: np.ndarray, look: Look) -> bytes:
-        """One plot as PNG, 112 x 112 px, RGB."""
-        with self._lock:
-            self._axes.patch.set_facecolor(look.paper)
-            KINDS[kind](self._axes, values, labels, look)
-            self._agg.draw()
-            pixels = np.array(self._agg.buffer_rgba())[..., :3]
-            for artist in (*self._axes.lines, *self._axes.collections, *self._axes.images):
-                artist.remove()
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
-        return buffer.getvalue()
+from moca_core.sources.builtin.canvas import Kind, Look
 
 
 def _scatter(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> None:
@@ -100,7 +35,7 @@ def _bubbles(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> 
     turn = np.linspace(0, 2 * np.pi, 16)
     circle = np.stack([np.cos(turn), np.sin(turn)], axis=-1)
     outlines = np.stack([x, y], axis=-1)[:, None] + circle * (0.01 + 0.09 * size**2)[:, None, None]
-    axes.add_collection(PolyCollection(outlines, facecolors=look.colours[0], edgecolors="white", alpha=0.7))
+    axes.add_collection(PolyCollection(list(outlines), facecolors=look.colours[0], edgecolors="white", alpha=0.7))
 
 
 def _histogram(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> None:
@@ -145,7 +80,7 @@ def _stems(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> No
     y = _unit(values[:, 0])
     x = np.linspace(0.05, 0.95, len(y))
     lines = np.stack([np.stack([x, np.full_like(x, 0.03)], -1), np.stack([x, y], -1)], axis=1)
-    axes.add_collection(LineCollection(lines, colors=look.colours[0], linewidths=look.line_px))
+    axes.add_collection(LineCollection(list(lines), colors=look.colours[0], linewidths=look.line_px))
     _points(axes, x, y, look, look.colours[0])
 
 
@@ -162,7 +97,11 @@ def _boxes(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> No
         left, centre, right = ((label + share) * width for share in (0.2, 0.5, 0.8))
         box = [(left, first), (right, first), (right, third), (left, third)]
         axes.add_collection(PolyCollection([box], facecolors=look.colours[label], edgecolors="black"))
-        strokes = [[(centre, low), (centre, first)], [(centre, third), (centre, high)], [(left, middle), (right, middle)]]
+        strokes = [
+            [(centre, low), (centre, first)],
+            [(centre, third), (centre, high)],
+            [(left, middle), (right, middle)],
+        ]
         axes.add_collection(LineCollection(strokes, colors="black", linewidths=look.line_px))
 
 
@@ -177,7 +116,9 @@ def _violins(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> 
 
 def _density(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> None:
     counts, _, _ = np.histogram2d(_unit(values[:, 1]), _unit(values[:, 0]), bins=9, range=((0, 1), (0, 1)))
-    axes.imshow(counts, cmap=look.colour_map, extent=(0, 1, 0, 1), origin="lower", aspect="auto", interpolation="nearest")
+    axes.imshow(
+        counts, cmap=look.colour_map, extent=(0, 1, 0, 1), origin="lower", aspect="auto", interpolation="nearest"
+    )
 
 
 def _correlation(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> None:
@@ -199,7 +140,7 @@ def _shares(axes: Axes, values: np.ndarray, labels: np.ndarray, look: Look) -> N
     """A pie of how many rows each class has."""
     ends = 0.25 + np.concatenate([[0], np.cumsum(np.bincount(labels))]) / len(labels)
     wedges = []
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in pairwise(ends):
         turn = 2 * np.pi * np.linspace(start, end, 30)
         arc = np.stack([0.5 + 0.44 * np.cos(turn), 0.5 + 0.44 * np.sin(turn)], axis=-1)
         wedges.append(np.concatenate([[(0.5, 0.5)], arc]))
@@ -226,9 +167,7 @@ def _unit(column: np.ndarray) -> np.ndarray:
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, colour: str) -> None:
-    axes.plot(
-        x, y, linestyle="none", marker=look.marker, markersize=look.marker_px, color=colour, markeredgewidth=0
-    )
+    axes.plot(x, y, linestyle="none", marker=look.marker, markersize=look.marker_px, color=colour, markeredgewidth=0)
 
 
 def _bars(axes: Axes, heights: np.ndarray, colours: list[str]) -> None:
@@ -241,7 +180,7 @@ def _bars(axes: Axes, heights: np.ndarray, colours: list[str]) -> None:
     axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="white", linewidths=0.8))
 
 
-KINDS: dict[str, Callable[[Axes, np.ndarray, np.ndarray, Look], None]] = {
+KINDS: dict[str, Kind] = {
     "scatter": _scatter,
     "scatter_by_class": _scatter_by_class,
     "scatter_with_line": _scatter_with_line,

@@ -1,7 +1,7 @@
 """A documentation entry as the picture of a page: grey-scale PNG of PAGE_PX, dark ink on paper.
 
-A title line, a rule, the summary, then the body wrapped to the page; what does not fit is left off. Rendering is a pure function of
-the entry (and of the versions of Pillow and of the fonts, which `digest()` covers).
+A title line, a rule, the summary, then the body wrapped to the page; what does not fit is left off. Rendering is a pure
+function of the entry (and of the versions of Pillow and of the fonts, which `digest()` covers).
 """
 
 import importlib.util

@@ -1,6 +1,7 @@
 """The combinations: which columns of which table are drawn as what, and what one would say about the picture.
 
-A combination can be drawn in any number of variants: other rows, colours, markers and widths, all from the generator given.
+A combination can be drawn in any number of variants (other rows, colours, markers and widths),
+all from the generator it is given.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from moca_core.sources.builtin.drawing import Canvas, random_look
+from moca_core.sources.builtin.canvas import Canvas, random_look
+from moca_core.sources.builtin.drawing import KINDS
 from moca_core.sources.builtin.tables import Table, table
 
 _ROWS_DRAWN = (0.65, 0.9)  # the share of a table's rows that a variant shows
@@ -136,11 +138,11 @@ def sample_rows(combination: Combination, rng: np.random.Generator) -> np.ndarra
 def plot_image(combination: Combination, rows: np.ndarray, rng: np.random.Generator) -> bytes:
     """These rows, drawn in a random look: PNG, 112 x 112 px, RGB."""
     values = combination.table.values[rows][:, combination.column_indices]
-    return _canvas().draw(combination.kind, values, combination.table.labels[rows], random_look(rng))
+    return _canvas().draw(KINDS[combination.kind], values, combination.table.labels[rows], random_look(rng))
 
 
 def description(combination: Combination, paraphrase: int) -> str:
-    """What the picture shows, said in one of DESCRIPTIONS_PER_COMBINATION ways; no two combinations share a description."""
+    """What the picture shows, in one of DESCRIPTIONS_PER_COMBINATION ways; no two combinations share a description."""
     source = combination.table
     noun, other = (words.format(by=source.class_word) for words in _NOUNS[combination.kind])
     text = _TEMPLATES[paraphrase % len(_TEMPLATES)].format(

@@ -1,7 +1,7 @@
 """From a docstring as it is written (reST, numpydoc, Google style) to plain paragraphs.
 
-A line of the result is a paragraph, a heading ("Parameters:") or the description of one parameter. Examples, directives and
-cross references go: they are code and markup, and a language model of a few million parameters has no room for those.
+A line of the result is a paragraph, a heading ("Parameters:") or the description of one parameter. Examples,
+directives and cross references go: they are code and markup, and a small model has no room for those.
 """
 
 import inspect
@@ -12,15 +12,17 @@ _UNDERLINE = re.compile(r"^\s*([-=~^*])\1{2,}\s*$")
 _TABLE = re.compile(r"^\s*[=+-]{2,}[=+ -]* [=+-]{2,}|^\s*\+-")
 _DIRECTIVE = re.compile(r"^\s*\.\. ")
 _GOOGLE_DROPPED = re.compile(r"^(examples?|usage|references?|shape)\s*:{1,2}$", re.IGNORECASE)
-_STARTS_LINE = re.compile(r"^([*\w][*\w, ]{0,40}( \([^)]*\))? ?:(\s|$)|[-*•] )")
+_STARTS_LINE = re.compile(r"^([*\w][*\w, ]{0,40}( ?\([^:]*\))? ?:(\s|$)|[-*•] )")
 _TEMPLATE = re.compile(r"%\(|\$?\{|<Tip|\[\[")
 
-_INLINE = (
+_QUOTED = (
     (re.compile(r":[\w:+-]+:`[~.!]*([^`<]+?)(\s*<[^>]*>)?`"), r"\1"),  # :class:`~a.b`, :ref:`words <target>`
     (re.compile(r"`([^`<]+?)\s*<[^>]*>`_{1,2}"), r"\1"),  # `words <url>`_
     (re.compile(r"\[`~?([^`]+)`\]"), r"\1"),  # [`Class`] of transformers
     (re.compile(r"``([^`]+)``"), r"\1"),
     (re.compile(r"`[~.!]*([^`]+)`"), r"\1"),
+)
+_INLINE = (
     (re.compile(r"\s*\[\d+\]_"), ""),  # footnotes
     (re.compile(r"\*\*(\w[^*]*)\*\*"), r"\1"),
     (re.compile(r"\\([*_|`]|(?=s\b)|\s|$)"), r"\1"),  # escapes, and the plural of a reference (Artist\s)
@@ -61,7 +63,8 @@ def shorten(text: str, max_chars: int) -> str:
     for mark, kept in (("\n", 0), (". ", 1), (" ", 0)):
         end = head.rfind(mark)
         if end >= max_chars // 2:
-            return head[: end + kept].rstrip()
+            lines = head[: end + kept].rstrip().split("\n")
+            return "\n".join(lines[:-1] if len(lines) > 1 and _is_heading(lines[-1]) else lines)
     return text[:max_chars]
 
 
@@ -105,18 +108,26 @@ def _unwrap(block: list[str]) -> list[str]:
     for line in block:
         indent = len(line) - len(line.lstrip())
         text = line.strip()
-        if joined and indent >= last_indent and not _STARTS_LINE.match(text):
-            glue = ". " if indent > last_indent and not joined[-1].endswith((".", ":", ",", ";")) else " "
-            # A type line ("axis : int") and its description are two sentences; wrapped prose is one.
-            joined[-1] += (glue if " : " in joined[-1] else " ") + text
+        starts = not joined or indent < last_indent or _STARTS_LINE.match(text) or _is_heading(joined[-1])
+        if not starts:
+            joined[-1] += _glue(joined[-1], indent > last_indent) + text
         else:
             joined.append(text)
         last_indent = indent
     return joined
 
 
+def _glue(line: str, deeper: bool) -> str:
+    """What goes between two lines that become one: wrapped prose is one sentence, a description is a new one."""
+    if not deeper or line.endswith((".", ":", ",", ";")):
+        return " "
+    if " : " in line:
+        return ". "  # axis : int
+    return ": " if len(line) < 30 else " "  # ValueError
+
+
 def _inline(line: str) -> str:
-    for pattern, replacement in _INLINE:
+    for pattern, replacement in (*_QUOTED, *_INLINE) if "`" in line else _INLINE:
         line = pattern.sub(replacement, line)
     return line.strip()
 

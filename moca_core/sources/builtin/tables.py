@@ -1,4 +1,4 @@
-"""The five real tables that scikit-learn brings with it, with names that read well in a sentence. Nothing is downloaded."""
+"""The five real tables that scikit-learn brings with it, with names that read well in a sentence. No downloads."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +11,7 @@ TABLES = ("iris", "wine", "breast_cancer", "diabetes", "linnerud")
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """`values` [rows, columns]; `labels` [rows] are positions in `classes` (all zero where the table has no classes)."""
+    """`values` [rows, columns]; `labels` [rows] are positions in `classes` (all zero where there is only one)."""
 
     title: str
     rows_are: str  # what one row is, in the plural
