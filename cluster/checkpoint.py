@@ -24,13 +24,17 @@ def consolidate(directory: str) -> dict[str, Tensor]:
 
     Tied parameters appear under each of their names. Raises ValueError if the folder holds no complete checkpoint.
     """
-    if read_manifest(directory)["kind"] == "torch":
+    manifest = read_manifest(directory)
+    if manifest["kind"] == "torch":
         weights = torch.load(Path(directory, TORCH_FILE), map_location="cpu", weights_only=True)["module"]
     else:
         _no_accelerator_needed()
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         weights = get_fp32_state_dict_from_zero_checkpoint(directory, tag=ZERO_TAG)
+        if manifest["zero_stage"] == 1:  # DeepSpeed leaves out frozen parameters at this stage only
+            file = Path(directory, ZERO_TAG, "mp_rank_00_model_states.pt")
+            weights = {**torch.load(file, map_location="cpu", weights_only=False)["module"], **weights}
     return {name: w.detach().float() if w.is_floating_point() else w.detach() for name, w in weights.items()}
 
 
@@ -55,7 +59,7 @@ def read_manifest(directory: str, kind: str | None = None) -> dict[str, Any]:
 
 
 def reshard_zero(directory: str) -> str:
-    """The same ZeRO checkpoint in DeepSpeed's universal form, which any number of ranks and any ZeRO stage can load.
+    """The same ZeRO checkpoint in DeepSpeed's universal form, which any number of ranks can load.
 
     Converted once per node into the cache; the original stays untouched. Returns the folder to load with tag ZERO_TAG.
     """

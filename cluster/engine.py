@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from cluster.checkpoint import MANIFEST, TORCH_FILE, ZERO_TAG, read_manifest, reshard_zero, write_manifest
 
+_CONSTANTS = ("weight_decay", "betas", "eps")
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -82,8 +84,8 @@ class Engine(Protocol):
     def load(self, directory: str) -> dict[str, Any]:
         """Take up what `save` wrote, all ranks' files merged; returns its `state`.
 
-        ValueError if it is not complete, or from the other kind of engine. With DeepSpeed the number of ranks and the
-        ZeRO stage may differ from those that saved.
+        With DeepSpeed the number of ranks may differ from those that saved. ValueError if it is not complete, from
+        the other kind of engine, or from stage 3 for stage 1 or 2 (and the other way round).
         """
 
     def close(self) -> None:
@@ -199,11 +201,24 @@ class DeepSpeedEngine:
 
     def load(self, directory: str) -> dict[str, Any]:
         manifest = read_manifest(directory, kind="zero")
-        same_shape = (manifest["world_size"], manifest["zero_stage"]) == (self.world_size, self._config.zero_stage)
+        saved, mine = manifest["zero_stage"], self._config.zero_stage
+        if (saved == 3) != (mine == 3):
+            raise ValueError(
+                f"{directory} is of ZeRO stage {saved} and cannot continue at {mine}: set zero_stage={saved}"
+            )
+        same_shape = (manifest["world_size"], saved) == (self.world_size, mine)
         source = directory if same_shape else reshard_zero(directory)
+        constants = [{key: group[key] for key in _CONSTANTS} for group in self._optimizer.param_groups]
         self._engine._config.load_universal_checkpoint = not same_shape
         path, _ = self._engine.load_checkpoint(source, tag=ZERO_TAG)
         self._engine._config.load_universal_checkpoint = False
+        # DeepSpeed gives all groups of a resharded stage 3 the weight decay of the first, and one shared tensor as step
+        # counter, which Adam then increments once per group.
+        for group, constant in zip(self._optimizer.param_groups, constants, strict=True):
+            group.update(constant)
+        for moments in self._optimizer.optimizer.state.values():
+            if isinstance(moments.get("step"), Tensor):
+                moments["step"] = moments["step"].clone()
         if path is None:
             raise ValueError(f"{directory} has a {MANIFEST} but no DeepSpeed checkpoint")
         return manifest["state"]

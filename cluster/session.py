@@ -1,0 +1,142 @@
+"""The Ray session of this process: a cluster that it belongs to, or one that it starts inside itself.
+
+RAY_ADDRESS (set in every Ray job) means the former.
+"""
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_connecting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How much of the cluster a worker group takes. Changes speed and safety, never a result.
+
+    cpus_per_worker may be a fraction: on a small machine the data stages need what is left. max_failures: how often
+    the group is started again before the run fails. object_store_mb: Ray's shared memory when it runs inside this
+    process. worker_start_timeout_s: how long a cluster that can grow may take to offer the resources.
+    """
+
+    num_workers: int = 2
+    cpus_per_worker: float = 0.5
+    gpus_per_worker: float = 0
+    zero_stage: int = 2
+    max_failures: int = 3
+    object_store_mb: int = 384
+    checkpoint_keep: int = 2
+    worker_start_timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_workers", 1), ("checkpoint_keep", 1), ("max_failures", 0), ("gpus_per_worker", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
+        if self.cpus_per_worker <= 0:
+            raise ValueError(f"cpus_per_worker {self.cpus_per_worker} must be positive (0.5 is fine)")
+        if self.zero_stage not in (1, 2, 3):
+            raise ValueError(f"zero_stage {self.zero_stage!r} must be 1, 2 or 3")
+        if self.object_store_mb < 80:
+            raise ValueError(f"object_store_mb {self.object_store_mb} is less than Ray's minimum of 80")
+        if self.worker_start_timeout_s <= 0:
+            raise ValueError(f"worker_start_timeout_s {self.worker_start_timeout_s} must be positive")
+
+
+def connect(config: ClusterConfig) -> None:
+    """Make `ray` usable in this process, with this project's defaults for Ray Data; calling it again is fine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A report waits for the controller's next poll, and saving a checkpoint is a report.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
+    import ray
+
+    with _connecting:
+        if not ray.is_initialized():
+            variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            if _on_a_cluster():
+                ray.init(runtime_env={"env_vars": _unset(variables)}, logging_level=logging.WARNING)
+            else:
+                repository = str(Path(__file__).resolve().parents[1])
+                variables |= {"OMP_NUM_THREADS": "1"}
+                path = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+                ray.init(
+                    address="local",
+                    # Logical: with one CPU per core, two workers would leave none to the data tasks that feed them.
+                    num_cpus=max(4, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    object_store_memory=config.object_store_mb * 2**20,
+                    logging_level=logging.ERROR,  # warns about its own new defaults
+                    runtime_env={
+                        "env_vars": {**_unset(variables), "PYTHONPATH": path},
+                        "worker_process_setup_hook": "cluster.session.calm_ray_logs",
+                    },
+                )
+        set_data_defaults()
+
+
+def require_room(workers: int, cpus: float, gpus: float, timeout_s: float) -> None:
+    """ValueError unless the cluster's machines can hold that many workers; Ray itself would wait for ever.
+
+    A cluster with an autoscaler is asked to grow and given `timeout_s`. What other work occupies now does not matter:
+    it ends.
+    """
+    import ray
+
+    def room() -> int:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        shares = [
+            min(machine.get(kind, 0) / share for kind, share in (("CPU", cpus), ("GPU", gpus)) if share)
+            if cpus or gpus
+            else workers
+            for machine in machines
+        ]
+        return sum(int(share + 1e-6) for share in shares)
+
+    deadline = time.monotonic() + (timeout_s if _on_a_cluster() else 0)
+    if room() < workers and _on_a_cluster():
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}] * workers)
+        while room() < workers and time.monotonic() < deadline:
+            time.sleep(1)
+        request_resources(bundles=[])  # the group's own demand holds the machines from here on
+    if room() < workers:
+        there = ray.cluster_resources()
+        raise ValueError(
+            f"no room for {workers} worker(s) with {cpus:g} CPU and {gpus:g} GPU each: the cluster has "
+            f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU on {len(ray.nodes())} machine(s); "
+            "lower num_workers, cpus_per_worker or gpus_per_worker"
+        )
+
+
+def set_data_defaults() -> None:
+    """Ray Data in this process: keep row order, no progress bars, fail after two minutes without progress."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = 120
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def calm_ray_logs() -> None:
+    """Ray calls this when one of its processes starts.
+
+    Without a dashboard, one part of Ray Train would warn once a second.
+    """
+    module = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(module).setLevel(logging.ERROR)
+
+
+def _on_a_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _unset(variables: dict[str, str]) -> dict[str, str]:
+    """Those that this process's environment does not set: what the user or the job set reaches the workers anyway."""
+    return {name: value for name, value in variables.items() if name not in os.environ}

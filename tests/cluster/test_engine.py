@@ -1,0 +1,327 @@
+"""Both engines do the same steps: any ZeRO stage, any split of the rows over ranks and micro-batches."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from cluster.checkpoint import consolidate, read_manifest
+from cluster.collectives import all_gather, all_gather_with_grad, all_reduce_sum, rank, world_size
+from cluster.engine import DeepSpeedEngine, Engine, EngineConfig, TorchEngine, zero_config
+
+STAGES = (1, 2, 3)
+STEPS = 4
+LR = 0.5
+# A large eps makes Adam's update proportional to the gradient: a wrong scale shows at the first step.
+CONFIG = EngineConfig(micro_batches_per_step=2, weight_decay=0.1, eps=1.0)
+CLIPPED = dataclasses.replace(CONFIG, max_grad_norm=0.1)
+
+
+class Tied(nn.Module):
+    """Everything that checkpoints get wrong: tied weights, a frozen part, buffers, norms and biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.frozen = nn.Linear(8, 8, bias=False).requires_grad_(False)
+        self.norm = nn.LayerNorm(8)
+        self.middle = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("frequencies", torch.linspace(0.1, 1.2345678, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = (self.embed(ids) * self.frequencies).to(self.embed.weight.dtype)
+        hidden = self.norm(hidden + self.frozen(hidden))
+        return self.head(torch.tanh(self.middle(hidden))).float()
+
+
+def build() -> Tied:
+    torch.manual_seed(0)
+    return Tied()
+
+
+def rows(step: int, part: int | None) -> Tensor:
+    """The rows (id, label) of a step; `part`: one of the unequal shares of 2 ranks x 2 micro-batches, None: all."""
+    everything = torch.randint(0, 11, (12, 2), generator=torch.Generator().manual_seed(step))
+    return everything if part is None else everything.split([5, 1, 4, 2])[part]
+
+
+def train(engine: Engine, steps: range, micro_batches: int) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of every step; a loss is a sum of this rank's rows over the count of all."""
+    seen = []
+    for step in steps:
+        loss_sum = torch.zeros(())
+        for micro in range(micro_batches):
+            part = rows(step, None if engine.world_size == 1 else engine.rank * micro_batches + micro)
+            logits = engine.forward(part[:, 0])
+            loss = nn.functional.cross_entropy(logits, part[:, 1], reduction="sum") / 12
+            engine.backward(loss)
+            loss_sum += loss.detach()
+        seen.append((all_reduce_sum(loss_sum).item(), engine.step(LR * (step + 1))))
+    return seen
+
+
+def alone(config: EngineConfig, steps: int = STEPS) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
+    """What a single process does with all rows in one batch."""
+    engine = TorchEngine(build(), dataclasses.replace(config, micro_batches_per_step=1))
+    return train(engine, range(steps), 1), engine.module.state_dict()
+
+
+def live_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        return {name: weight.detach().clone() for name, weight in engine.module.state_dict().items()}
+
+
+def contrastive(x: Tensor, weight: Tensor) -> Tensor:
+    """This rank's rows against everybody's."""
+    mine = x @ weight
+    labels = torch.arange(len(mine)) + rank() * len(mine)
+    return nn.functional.cross_entropy(mine @ all_gather_with_grad(mine * 2).T, labels, reduction="sum")
+
+
+def rank_main(index: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(world))
+    torch.distributed.init_process_group("gloo", f"file://{folder}/group{world}", rank=index, world_size=world)
+    found = two_ranks(folder) if world == 2 else one_rank(folder)
+    if index == 0:
+        torch.save(found, f"{folder}/found{world}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an ordinary exit
+
+
+def two_ranks(folder: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for stage in STAGES:
+        config = dataclasses.replace(CONFIG, zero_stage=stage)
+        engine = DeepSpeedEngine(build(), config)
+        curve = train(engine, range(2), 2)
+        engine.save(f"{folder}/half{stage}", {"step": 2, "lr": 0.1})
+        curve += train(engine, range(2, STEPS), 2)
+        engine.save(f"{folder}/whole{stage}", {"step": STEPS})
+        found[f"curve{stage}"], found[f"live{stage}"] = curve, live_weights(engine)
+        engine.close()
+
+        engine = DeepSpeedEngine(build(), config)
+        found[f"state{stage}"] = engine.load(f"{folder}/half{stage}")
+        found[f"resumed{stage}"] = train(engine, range(2, STEPS), 2), live_weights(engine)
+        before = live_weights(engine)
+        for factor in (math.nan, 1.0):
+            logits = engine.forward(rows(9, 0)[:, 0])
+            engine.backward(logits.sum() * factor)
+        found[f"poisoned{stage}"] = engine.step(LR), before, live_weights(engine)
+        engine.close()
+
+        engine = DeepSpeedEngine(build(), dataclasses.replace(CLIPPED, zero_stage=stage))
+        found[f"clipped{stage}"] = train(engine, range(STEPS), 2), live_weights(engine)
+        engine.close()
+
+        engine = DeepSpeedEngine(build(), dataclasses.replace(config, precision="bf16"))
+        curve = train(engine, range(STEPS), 2)
+        found[f"bf16{stage}"] = curve, engine.module.embed.weight.dtype, engine.module.frequencies.clone()
+        engine.close()
+
+    weight = torch.ones(3, 2, requires_grad=True)
+    x = torch.arange(24.0).reshape(8, 3).sin()
+    contrastive(x.chunk(2)[rank()], weight).backward()
+    found["contrastive"] = all_reduce_sum(weight.grad)
+    found["gathered"] = all_gather(torch.full((2, 1), float(rank())))
+    found["sizes"] = rank(), world_size()
+    return found
+
+
+def one_rank(folder: str) -> dict[str, object]:
+    """Two ranks' checkpoints taken up by one."""
+    found: dict[str, object] = {}
+    for saved, stage in ((1, 2), (2, 2), (2, 1), (3, 3)):
+        engine = DeepSpeedEngine(build(), dataclasses.replace(CONFIG, zero_stage=stage, micro_batches_per_step=1))
+        found[f"state{saved}{stage}"] = engine.load(f"{folder}/half{saved}")
+        found[f"curve{saved}{stage}"] = train(engine, range(2, STEPS), 1)
+        if stage != 3:
+            with pytest.raises(ValueError, match="set zero_stage=3"):
+                engine.load(f"{folder}/half3")
+        engine.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("engine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MOCA_CACHE", str(folder / "cache"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict:
+    mp.spawn(rank_main, (2, str(folder)), nprocs=2)
+    return torch.load(folder / "found2.pt", weights_only=False)
+
+
+def assert_same_curve(one: list, other: list) -> None:
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-6)
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert set(one) == set(other)
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_equals_one_process(found: dict, stage: int) -> None:
+    curve, weights = alone(CONFIG)
+    assert_same_curve(found[f"curve{stage}"], curve)
+    assert_same_weights(found[f"live{stage}"], weights)
+    start = build().state_dict()
+    assert not torch.allclose(weights["middle.weight"], start["middle.weight"], atol=1e-2)  # it did train
+    assert torch.equal(weights["frozen.weight"], start["frozen.weight"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_clipping_equals_one_process(found: dict, stage: int) -> None:
+    curve, weights = alone(CLIPPED)
+    seen, live = found[f"clipped{stage}"]
+    assert_same_curve(seen, curve)
+    assert_same_weights(live, weights)
+    assert min(norm for _, norm in seen) > CLIPPED.max_grad_norm  # before clipping
+    assert not torch.allclose(weights["middle.weight"], alone(CONFIG)[1]["middle.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumed_is_bit_equal(found: dict, stage: int) -> None:
+    curve, live = found[f"resumed{stage}"]
+    assert curve == found[f"curve{stage}"][2:]
+    assert all(torch.equal(live[name], weight) for name, weight in found[f"live{stage}"].items())
+    assert found[f"state{stage}"] == {"step": 2, "lr": 0.1}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_consolidate_equals_live_weights(found: dict, folder: Path, stage: int) -> None:
+    weights = consolidate(str(folder / f"whole{stage}"))
+    live = found[f"live{stage}"]
+    assert set(weights) == set(live)
+    assert "head.weight" in weights
+    assert all(torch.equal(weights[name], live[name]) for name in live)
+    build().load_state_dict(weights)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_poisoned_gradient_changes_nothing(found: dict, stage: int) -> None:
+    norm, before, after = found[f"poisoned{stage}"]
+    assert norm == math.inf
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_follows_fp32_and_keeps_fp32_buffers(found: dict, stage: int) -> None:
+    curve, dtype, frequencies = found[f"bf16{stage}"]
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(alone(CONFIG)[0]), rtol=0.05, atol=0)
+    assert dtype == torch.bfloat16
+    assert torch.equal(frequencies, build().frequencies)
+
+
+def test_gathered_gradient_equals_one_process(found: dict) -> None:
+    weight = torch.ones(3, 2, requires_grad=True)
+    contrastive(torch.arange(24.0).reshape(8, 3).sin(), weight).backward()
+    torch.testing.assert_close(found["contrastive"], weight.grad)
+    assert found["gathered"].tolist() == [[0.0], [0.0], [1.0], [1.0]]
+    assert found["sizes"] == (0, 2)
+    assert (rank(), world_size()) == (0, 1)
+
+
+def test_other_ranks_and_stages_continue(found: dict, folder: Path) -> None:
+    mp.spawn(rank_main, (1, str(folder)), nprocs=1)
+    resharded = torch.load(folder / "found1.pt", weights_only=False)
+    for pair in ("12", "22", "21", "33"):
+        assert resharded[f"state{pair}"]["step"] == 2
+        assert_same_curve(resharded[f"curve{pair}"], found["curve2"][2:])
+
+
+def test_torch_engine_resumes_bit_equal(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, micro_batches_per_step=1)
+    engine = TorchEngine(build(), config)
+    train(engine, range(2), 1)
+    engine.save(str(tmp_path), {"step": 2})
+    curve = train(engine, range(2, STEPS), 1)
+    other = TorchEngine(build(), config)
+    assert other.load(str(tmp_path)) == {"step": 2}
+    assert train(other, range(2, STEPS), 1) == curve
+    saved = consolidate(str(tmp_path))
+    assert set(saved) == set(build().state_dict())
+
+
+def test_torch_engine_bf16_consolidates_to_fp32(tmp_path: Path) -> None:
+    engine = TorchEngine(build(), dataclasses.replace(CONFIG, precision="bf16", micro_batches_per_step=1))
+    curve = train(engine, range(STEPS), 1)
+    assert curve[-1][0] == pytest.approx(alone(CONFIG)[0][-1][0], rel=0.05)
+    engine.save(str(tmp_path), {})
+    assert engine.module.embed.weight.dtype == torch.bfloat16
+    assert {weight.dtype for weight in consolidate(str(tmp_path)).values()} == {torch.float32}
+
+
+def test_torch_engine_survives_a_poisoned_gradient() -> None:
+    engine = TorchEngine(build(), EngineConfig())
+    before = {name: weight.clone() for name, weight in engine.module.state_dict().items()}
+    engine.backward(engine.forward(rows(0, 0)[:, 0]).sum() * math.nan)
+    assert engine.step(LR) == math.inf
+    assert all(torch.equal(before[name], weight) for name, weight in engine.module.state_dict().items())
+
+
+def test_a_step_has_its_number_of_micro_batches() -> None:
+    engine = TorchEngine(build(), CONFIG)
+    engine.backward(engine.forward(rows(0, 0)[:, 0]).sum())
+    with pytest.raises(AssertionError, match="1 micro-batches too early"):
+        engine.step(LR)
+
+
+def test_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        consolidate(str(tmp_path))
+    TorchEngine(build(), CONFIG).save(str(tmp_path), {})
+    with pytest.raises(ValueError, match="'torch' engine"):
+        read_manifest(str(tmp_path), kind="zero")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("precision", "fp16"), ("zero_stage", 0), ("micro_batches_per_step", 0), ("max_grad_norm", -1.0), ("eps", 0.0)],
+)
+def test_bad_config_names_field_and_value(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}.*{value}"):
+        EngineConfig(**{field: value})
+
+
+def test_clipping_is_explicit_in_the_deepspeed_config() -> None:
+    assert zero_config(EngineConfig(), 10)["gradient_clipping"] == 0.0
+    assert zero_config(CLIPPED, 10)["gradient_clipping"] == 0.1
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        TorchEngine(nn.Linear(2, 2).requires_grad_(False), EngineConfig())
+
+
+def test_shm_op_stays_switchable() -> None:
+    """The name is DeepSpeed's own: if it moves, CPU starts would compile C++ again."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops
+
+    from cluster.engine import disable_shm_op
+
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+    disable_shm_op()
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False

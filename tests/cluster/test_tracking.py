@@ -1,0 +1,146 @@
+"""MLflow on a SQLite file, without a server."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.tracking import Tracker, attach, history, open_tracker, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracking")
+
+
+@pytest.fixture(scope="module")
+def uri(root: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return tracking_uri(str(root), None)
+
+
+@pytest.fixture(scope="module")
+def tracker(root: Path, uri: str) -> Tracker:
+    return open_tracker(uri, "moca", str(root / "artifacts"))
+
+
+def test_where_tracking_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri("/data/moca", None) == "sqlite:////data/moca/mlflow.db"
+    assert tracking_uri("s3://bucket/moca", "http://mlflow:5000") == "http://mlflow:5000"
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        tracking_uri("s3://bucket/moca", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
+    assert tracking_uri("s3://bucket/moca", None) == "http://other:5000"
+
+
+def test_a_step_lies_below_its_pipeline(tracker: Tracker) -> None:
+    pipeline = tracker.start_run("pipeline")
+    step = tracker.start_run("pretrain", parent=pipeline, tags={"fingerprint": "abc"})
+    step.log_params({f"optimizer.p{i}": i for i in range(150)})  # more than one request may hold
+    step.log_dataset("corpus", "s3://bucket/corpus", "0123456789abcdef" * 4, "pretrain")
+    step.finish("FINISHED")
+    seen = tracker.client.get_run(step.run_id)
+    assert seen.data.tags["mlflow.parentRunId"] == pipeline.run_id
+    assert seen.data.tags["fingerprint"] == "abc"
+    assert seen.info.run_name == "pretrain" and seen.info.status == "FINISHED"
+    assert len(seen.data.params) == 150 and seen.data.params["optimizer.p7"] == "7"
+    (entry,) = seen.inputs.dataset_inputs
+    assert entry.dataset.name == "corpus" and entry.dataset.digest == ("0123456789abcdef" * 4)[:36]
+    assert "s3://bucket/corpus" in entry.dataset.source
+    assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "pretrain")]
+    assert tracker.client.get_run(pipeline.run_id).info.status == "RUNNING"
+    with pytest.raises(ValueError, match="DONE"):
+        pipeline.finish("DONE")
+    pipeline.finish("FAILED")
+    assert tracker.client.get_run(pipeline.run_id).info.status == "FAILED"
+
+
+def test_a_step_logged_again_counts_once(tracker: Tracker) -> None:
+    run = tracker.start_run("restarted")
+    for step in range(4):
+        run.log_metrics({"loss": 10.0 - step}, step)
+    for step in range(2, 6):  # restarted from the checkpoint of step 2
+        run.log_metrics({"loss": 20.0 - step}, step)
+    assert history(run, "loss") == [(0, 10.0), (1, 9.0), (2, 18.0), (3, 17.0), (4, 16.0), (5, 15.0)]
+
+
+def test_another_process_attaches_and_buffers(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    run = tracker.start_run("workers")
+    program = """
+import sys
+from cluster.tracking import attach
+run = attach(sys.argv[1], sys.argv[2])
+for step in range(250):
+    run.log_metrics({"loss": float(step)}, step)
+before = len(run.client.get_metric_history(run.run_id, "loss"))
+run.flush()
+print(before, len(run.client.get_metric_history(run.run_id, "loss")))
+"""
+    repository = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", program, uri, run.run_id],
+        env={**os.environ, "PYTHONPATH": repository},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = map(int, done.stdout.split())
+    assert before < 250  # it did not write 250 times
+    assert after == 250
+    assert history(run, "loss")[-1] == (249, 249.0)
+    assert os.listdir(tmp_path) == []  # no database beside the worker
+
+
+def test_a_buffer_does_not_wait_longer_than_its_time(tracker: Tracker, uri: str) -> None:
+    attached = attach(uri, tracker.start_run("slow").run_id)
+    attached.log_metrics({"loss": 1.0}, 0)
+    assert attached.client.get_metric_history(attached.run_id, "loss") == []
+    attached._flushed -= 3.0  # three seconds later
+    attached.log_metrics({"loss": 2.0}, 1)
+    assert len(attached.client.get_metric_history(attached.run_id, "loss")) == 2
+
+
+def test_a_logged_model_loads(tracker: Tracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import mlflow, pathlib\n"
+        "class Scale(mlflow.pyfunc.PythonModel):\n"
+        "    def load_context(self, context):\n"
+        "        self.factor = int(pathlib.Path(context.artifacts['model'], 'factor').read_text())\n"
+        "    def predict(self, context, model_input: list[int], params=None):\n"
+        "        return [self.factor * value for value in model_input]\n"
+        "mlflow.models.set_model(Scale())\n"
+    )
+    model = tmp_path / "weights"
+    model.mkdir()
+    (model / "factor").write_text("3")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    run = tracker.start_run("export")
+    address = run.log_model("embedder", str(code), str(model), ["torch"])
+    run.log_artifact(str(model / "factor"))
+    run.finish("FINISHED")
+    assert os.listdir(work) == []
+
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert mlflow.pyfunc.load_model(address).predict([1, 2]) == [3, 6]
+    seen = tracker.client.get_run(run.run_id)
+    assert [output.model_id for output in seen.outputs.model_outputs] == [address.removeprefix("models:/")]
+    assert [file.path for file in tracker.client.list_artifacts(run.run_id)] == ["factor"]
+
+
+def test_an_experiment_is_found_again(tracker: Tracker, uri: str, root: Path) -> None:
+    assert open_tracker(uri, "moca", str(root / "artifacts")).experiment_id == tracker.experiment_id
+    other = open_tracker(uri, "other", str(root / "artifacts"))
+    assert other.experiment_id != tracker.experiment_id
+    other.client.delete_experiment(other.experiment_id)
+    with pytest.raises(ValueError, match=r"'other'.*deleted"):
+        open_tracker(uri, "other", str(root / "artifacts"))

@@ -1,0 +1,170 @@
+"""Worker groups and tasks on an embedded Ray. What runs there is nested, so that Ray ships it by value."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from cluster import storage
+from cluster.checkpoint import consolidate
+from cluster.engine import DeepSpeedEngine, Engine, EngineConfig, TorchEngine
+from cluster.workers import ClusterConfig, Worker, connect, run_tasks, run_workers
+
+ENGINE = EngineConfig(eps=1.0, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # before Ray starts: its workers inherit it
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setenv("MOCA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        connect(ClusterConfig())
+        connect(ClusterConfig())
+        yield
+        ray.shutdown()
+
+
+def training() -> Callable[[Worker, dict[str, Any]], dict[str, Any]]:
+    def step_of(engine: Engine, step: int) -> None:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        engine.backward(engine.forward(x.chunk(engine.world_size)[engine.rank]).square().sum() / 4)
+        engine.step(0.1)
+
+    def train(worker: Worker | None, config: dict[str, Any]) -> dict[str, Any]:
+        """Steps of a real engine with a checkpoint every two; rank 1 fails before step `fail_at` of a first attempt."""
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 3)
+        engine = TorchEngine(module, ENGINE) if worker is None else DeepSpeedEngine(module, ENGINE)
+        start = 0
+        if worker is not None:
+            with worker.restore() as directory:
+                start = engine.load(directory)["step"] if directory else 0
+        for step in range(start, config["steps"]):
+            if worker and worker.rank == 1 and start == 0 and step == config["fail_at"]:
+                if config["how"] == "raise":
+                    raise ValueError("the learning rate is blue")
+                time.sleep(1.0)  # a checkpoint counts from the controller's next poll on
+                os.kill(os.getpid(), signal.SIGKILL)
+            step_of(engine, step)
+            if worker and step % 2:
+                worker.save(step + 1, lambda folder, done=step + 1: engine.save(folder, {"step": done}))
+                worker.save(step + 1, lambda folder: pytest.fail("saved twice"))
+        weights = torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
+        return {"weights": weights, "start": start, "pid": os.getpid(), "worker": worker}
+
+    return train
+
+
+def uninterrupted(steps: int) -> list[float]:
+    return training()(None, {"steps": steps})["weights"]
+
+
+def test_a_killed_worker_costs_no_step(tmp_path: Path) -> None:
+    result = run_workers(
+        training(),
+        {"steps": 7, "fail_at": 5, "how": "kill"},
+        cluster=ClusterConfig(num_workers=2, max_failures=1),
+        storage_uri=str(tmp_path),
+        name="killed",
+    )
+    assert result.value["start"] == 4  # the second attempt is the one that finished
+    assert result.restarts == 1
+    assert result.value["weights"] == pytest.approx(uninterrupted(7), rel=1e-5)
+    assert result.value["weights"] != pytest.approx(uninterrupted(6), rel=1e-3)
+    assert (result.value["worker"].rank, result.value["worker"].world_size) == (0, 2)
+    assert result.checkpoint_uri == str(tmp_path / "killed" / "step_00000006")
+    assert storage.list_files(result.checkpoint_uri)
+    kept = {name.split("/")[0] for name, _ in storage.list_files(str(tmp_path / "killed")) if name.startswith("step_")}
+    assert kept == {"step_00000004", "step_00000006"}
+    assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("moca-checkpoint-")]
+
+
+def test_a_failed_run_continues_with_other_workers_on_s3(s3: str) -> None:
+    config = {"steps": 4, "fail_at": 3, "how": "raise"}
+    where = {"storage_uri": f"{s3}/runs", "name": "failed"}
+    with pytest.raises(ValueError, match="the learning rate is blue"):
+        run_workers(training(), config, cluster=ClusterConfig(num_workers=2, max_failures=0), **where)
+    result = run_workers(training(), config, cluster=ClusterConfig(num_workers=1, max_failures=0), **where)
+    assert result.value["start"] == 2
+    assert result.value["worker"].world_size == 1
+    assert result.restarts == 1
+    assert result.value["weights"] == pytest.approx(uninterrupted(4), rel=1e-5)
+    assert result.checkpoint_uri == f"{s3}/runs/failed/step_00000004"
+    weights = consolidate(storage.localize(result.checkpoint_uri))
+    assert torch.cat([weights["weight"].flatten(), weights["bias"]]).tolist() == result.value["weights"]
+
+
+def test_no_room_is_said_at_once(tmp_path: Path) -> None:
+    there = int(ray.cluster_resources()["CPU"])
+    started = time.monotonic()
+    for cluster, asked in (
+        (ClusterConfig(num_workers=there + 1, cpus_per_worker=1), f"{there + 1} worker.*1 CPU"),
+        (ClusterConfig(num_workers=2, cpus_per_worker=there), f"2 worker.*{there} CPU"),
+        (ClusterConfig(gpus_per_worker=64), "64 GPU"),
+    ):
+        with pytest.raises(ValueError, match=f"{asked}.*the cluster has {there} CPU"):
+            run_workers(training(), {}, cluster=cluster, storage_uri=str(tmp_path), name="never")
+    with pytest.raises(ValueError, match="64 GPU"):
+        run_tasks(abs, [(1,)], cpus=0.5, gpus=64)
+    assert time.monotonic() - started < 5
+    assert os.listdir(tmp_path) == []
+
+
+def test_tasks_run_side_by_side_in_order() -> None:
+    def work(seconds: float, name: str) -> tuple[str, int]:
+        time.sleep(seconds)
+        return name, os.getpid()
+
+    started = time.monotonic()
+    found = run_tasks(work, [(1.5, "a"), (0.0, "b"), (1.5, "c")], cpus=0.5, gpus=0)
+    assert [name for name, _ in found] == ["a", "b", "c"]
+    assert os.getpid() not in {pid for _, pid in found}
+    assert found[0][1] != found[2][1]
+    assert time.monotonic() - started < 10
+    assert run_tasks(work, [], cpus=0.5, gpus=0) == []
+
+
+def test_a_task_error_is_raised_after_the_others_end(tmp_path: Path) -> None:
+    def work(index: int) -> None:
+        if index == 0:
+            raise KeyError("row 7")
+        time.sleep(1)
+        (tmp_path / str(index)).touch()
+
+    with pytest.raises(KeyError, match="row 7"):
+        run_tasks(work, [(0,), (1,)], cpus=0.5, gpus=0)
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_workers_are_told_what_they_need() -> None:
+    def environment() -> dict[str, Any]:
+        import cluster
+
+        return {"package": cluster.__file__, "threads": os.environ["OMP_NUM_THREADS"]}
+
+    (seen,) = run_tasks(environment, [()], cpus=0.5, gpus=0)
+    assert Path(seen["package"]) == Path(storage.__file__).with_name("__init__.py")
+    assert seen["threads"] == "1"
+
+
+def test_ray_data_keeps_order_and_quiet() -> None:
+    context = ray.data.DataContext.get_current()
+    assert context.execution_options.preserve_order
+    assert not context.enable_progress_bars
+    assert context.execution_no_progress_timeout_s == 120
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_workers", 0), ("cpus_per_worker", 0), ("zero_stage", 4), ("object_store_mb", 1), ("checkpoint_keep", 0)],
+)
+def test_bad_config_names_field_and_value(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} {value}"):
+        ClusterConfig(**{field: value})
