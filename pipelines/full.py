@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         artifacts = run_tracked(recipe, plan, root, tracking_uri)
     except StepFailed as failure:
-        cause = failure.__cause__
+        cause = getattr(failure.__cause__, "cause", None) or failure.__cause__  # what Ray wraps is what the user should read
         if not isinstance(cause, (ValueError, FileNotFoundError)):
             traceback.print_exception(cause)
         print(f"error: {failure}: {cause}", file=sys.stderr)

@@ -40,20 +40,20 @@ def to_device(stream: TokenStream, spec: BackboneSpec, device: torch.device) -> 
 
 def normalise(pixels: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
     """uint8 patches [P, C * patch²] to float32, with the processor's mean and deviation per channel."""
-    values = pixels.view(len(pixels), spec.channels, -1).float() / 255
+    values = pixels.view(len(pixels), spec.channels, spec.patch_size_px**2).float() / 255
     mean, std = (torch.tensor(x, device=pixels.device)[:, None] for x in (spec.image_mean, spec.image_std))
     return ((values - mean) / std).flatten(1)
 
 
 def repeat_in_time(values: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
     """[P, C * patch²] to [P, C * temporal * patch²]: a still image is the same frame at every step of a temporal patch."""
-    frames = values.view(len(values), spec.channels, 1, -1)
-    return frames.expand(-1, -1, spec.temporal_patch_size, -1).reshape(len(values), -1)
+    frames = values.view(len(values), spec.channels, 1, spec.patch_size_px**2)
+    return frames.expand(-1, -1, spec.temporal_patch_size, -1).flatten(1)
 
 
 def first_frame(values: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
     """The inverse of `repeat_in_time`."""
-    return values.view(len(values), spec.channels, spec.temporal_patch_size, -1)[:, :, 0].flatten(1)
+    return values.view(len(values), spec.channels, spec.temporal_patch_size, spec.patch_size_px**2)[:, :, 0].flatten(1)
 
 
 def add_noise(values: torch.Tensor, masked_groups: torch.Tensor, seed: int, spec: BackboneSpec) -> torch.Tensor:
