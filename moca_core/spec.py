@@ -1,11 +1,13 @@
 """BackboneSpec: everything the data side must know of a vision-language model, read once from its folder."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 MASK_TOKEN = "<|mask|>"
+MAX_ASPECT_RATIO = 200  # of an image; above it the backbone's own resizing refuses
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ class BackboneSpec:
 
     @property
     def max_image_tokens(self) -> int:
-        return self.max_image_px // self.factor_px**2
+        """The most tokens that an image can have. Long thin ones pass `max_image_px`, as no side shrinks below one token, and so do
+        small ones that grow to a `min_image_px` close to it."""
+        most, least = self.max_image_px / self.factor_px**2, self.min_image_px / self.factor_px**2
+        thin, grown = math.sqrt(MAX_ASPECT_RATIO * most), max(math.sqrt(MAX_ASPECT_RATIO * least), 2 * math.ceil(least))
+        return max(int(most), int(thin), math.ceil(grown))
 
     def image_tokens(self, grid_thw: tuple[int, int, int]) -> int:
         time, height, width = grid_thw

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from moca_core.spec import BackboneSpec
+from moca_core.spec import MAX_ASPECT_RATIO, BackboneSpec
 
-MAX_ASPECT_RATIO = 200  # above it the backbone's own resizing refuses
+# No others: Pillow also opens formats whose decoders run programs (EPS) or fail in ways of their own.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def decode(data: bytes, bounds: ImageBounds | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is ours and stricter
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             if width * height > bounds.max_px:
                 raise ImageError("image_too_many_pixels", f"{width} x {height}, at most {bounds.max_px} pixels")
@@ -62,7 +63,7 @@ def decode(data: bytes, bounds: ImageBounds | None = None) -> Image.Image:
         raise ImageError("image_too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
         raise ImageError("not_an_image", f"first bytes {data[:8]!r}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:  # AVIF raises RuntimeError
         if isinstance(error, ImageError):
             raise
         raise ImageError("image_truncated", str(error)) from None
@@ -75,7 +76,7 @@ def decode(data: bytes, bounds: ImageBounds | None = None) -> Image.Image:
 
 def header_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels from the header alone."""
-    return Image.open(io.BytesIO(data)).size
+    return Image.open(io.BytesIO(data), formats=FORMATS).size
 
 
 def target_size(width: int, height: int, spec: BackboneSpec) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Renderer:
     def __init__(self, tokenizer: Tokenizer, spec: BackboneSpec, max_tokens: int) -> None:
         if max_tokens < spec.max_image_tokens + 2:
             raise ValueError(
-                f"max_tokens={max_tokens} cannot hold one image of max_image_px={spec.max_image_px}, which is "
+                f"max_tokens={max_tokens} cannot hold one image of max_image_px={spec.max_image_px}, which is up to "
                 f"{spec.max_image_tokens} tokens and 2 more around it; raise the one or lower the other"
             )
         self.tokenizer, self.spec, self.max_tokens = tokenizer, spec, max_tokens
