@@ -1,0 +1,140 @@
+"""Who sees whom: both directions after conversion, never across a border of the pack, and equal to plain transformers."""
+
+import numpy as np
+import pytest
+import torch
+from samples import CONTENTS, parts, plain_inputs, plain_model, row_of, stream_of, text, words
+from transformers import AutoModel
+
+from moca_core.attention import IMPLEMENTATION, make_bidirectional, packed_attention
+from moca_core.backbone import load_backbone, save_backbone
+from moca_core.data.masking import packed_stream
+from moca_core.data.render import Renderer
+from moca_core.model.encoder import Encoder, mean_pool
+from moca_core.model.inputs import to_device
+from moca_core.spec import read_spec
+
+CPU = torch.device("cpu")
+
+
+def encoder(folder, causal):
+    model = load_backbone(folder).eval()
+    if not causal:
+        make_bidirectional(model)
+    return Encoder(model.model, read_spec(folder))
+
+
+@torch.no_grad()
+def packed_states(folder, stream, causal):
+    enc = encoder(folder, causal)
+    return enc(to_device(stream, enc.spec, CPU))
+
+
+def changed_last(ids):
+    other = ids.clone()
+    other[0, -1] = other[0, -1] % 50 + 60
+    return other
+
+
+@torch.no_grad()
+def first_moves(model, ids):
+    """How far the first hidden state moves when only the last token changes."""
+    states = [model(input_ids=i, use_cache=False).last_hidden_state[0, 0] for i in (ids, changed_last(ids))]
+    return (states[0] - states[1]).abs().max().item()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_last_token_moves_the_first_state_only_after_conversion(any_folder, implementation, padded):
+    model = AutoModel.from_pretrained(any_folder, attn_implementation=implementation).eval()
+    ids = torch.arange(20, 32)[None]
+    mask = torch.ones(2, 16, dtype=torch.long) if padded else None
+
+    def moves():
+        if not padded:
+            return first_moves(model, ids)
+        mask[0, 12:] = 0
+        batches = [
+            torch.stack([torch.nn.functional.pad(i[0], (0, 4)), torch.arange(40, 56)]) for i in (ids, changed_last(ids))
+        ]
+        with torch.no_grad():
+            states = [model(input_ids=b, attention_mask=mask, use_cache=False).last_hidden_state[0, 0] for b in batches]
+        return (states[0] - states[1]).abs().max().item()
+
+    assert moves() == 0
+    make_bidirectional(model)
+    assert moves() > 1e-3
+
+
+def test_last_token_moves_the_first_state_only_after_conversion_in_a_pack(any_folder, renderer):
+    row = row_of([(text(words(12)),)], renderer)
+    other = dict(row, input_ids=changed_last(torch.tensor(row["input_ids"])[None])[0].numpy())
+    for causal in (True, False):
+        states = [packed_states(any_folder, packed_stream(r, renderer.spec), causal)[0] for r in (row, other)]
+        assert torch.equal(*states) == causal
+        if not causal:
+            assert (states[0] - states[1]).abs().max() > 1e-3
+
+
+def test_conversion_survives_saving_and_loading(folder, tmp_path):
+    model = load_backbone(folder)
+    make_bidirectional(model)
+    save_backbone(model, str(tmp_path))
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    assert again.config._attn_implementation != IMPLEMENTATION
+    assert first_moves(again, torch.arange(20, 32)[None]) > 1e-3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_neighbours_in_a_pack_do_not_move_each_other(any_folder, renderer, causal):
+    neighbours = (CONTENTS[3], (text(words(9, 50)),), CONTENTS[1])
+    middle = CONTENTS[2]
+    kept = []
+    for before, after in ((CONTENTS[3], CONTENTS[0]), neighbours[:2], neighbours[1:]):
+        stream = stream_of((before, middle, after), renderer)
+        kept.append(parts(packed_states(any_folder, stream, causal), np.diff(stream.cu_seqlens))[1])
+    alone = packed_states(any_folder, stream_of((middle,), renderer), causal)
+    for states in kept:
+        torch.testing.assert_close(states, alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_packed_forward_is_the_plain_forward_of_every_document(any_folder, tokenizer, causal):
+    spec = read_spec(any_folder)
+    renderer = Renderer(tokenizer, spec, 256)
+    stream = stream_of(CONTENTS, renderer)
+    packed = parts(packed_states(any_folder, stream, causal), np.diff(stream.cu_seqlens))
+    model = plain_model(any_folder, causal)
+    wrong = plain_model(any_folder, not causal)
+    for states, content in zip(packed, CONTENTS, strict=True):
+        inputs = plain_inputs(renderer.first(content), any_folder, spec)
+        expected = model(**inputs, use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+        if len(states) > 3:  # the comparison tells causal and bidirectional apart
+            assert (wrong(**inputs, use_cache=False).last_hidden_state[0] - states).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_attention_is_softmax_over_the_own_sequence(causal):
+    """Against the written-out definition, with shared key heads and sequences of equal and of single length."""
+    lengths, heads, kv_heads, dim = [5, 1, 5, 3], 4, 2, 8
+    total = sum(lengths)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, heads, total, dim), *torch.randn(2, 1, kv_heads, total, dim)
+    cu = torch.tensor([0, 5, 6, 11, 14], dtype=torch.int32)
+    out, _ = packed_attention(None, q, k, v, None, scaling=0.3, cu_seq_lens_q=cu, max_length_q=5, is_causal=causal)
+    for start, end in zip(cu[:-1], cu[1:], strict=True):
+        for t in range(start, end):
+            for h in range(heads):
+                seen = slice(start, t + 1 if causal else end)
+                weights = (0.3 * k[0, h // 2, seen] @ q[0, h, t]).softmax(0)
+                torch.testing.assert_close(out[0, t, h], weights @ v[0, h // 2, seen])
+
+
+def test_mean_pool_is_the_mean_of_every_sequence():
+    states = torch.randn(7, 4)
+    pooled = mean_pool(states.bfloat16(), torch.tensor([2, 1, 4]))
+    assert pooled.dtype == torch.float32
+    expected = torch.stack([part.mean(0) for part in states.bfloat16().float().split([2, 1, 4])])
+    torch.testing.assert_close(pooled, expected)
