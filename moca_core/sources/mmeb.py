@@ -31,7 +31,7 @@ def read_pairs(fs: pafs.FileSystem, unit: dict) -> Iterator[Pair | Rejected]:
             negatives = tuple(content(fs, path, text, image) for text, image in sides if text or image)
         except FileNotFoundError as error:
             yield Rejected("image_missing", str(error), f"{path} row {number}")
-        except (ValueError, SyntaxError) as error:
+        except ValueError as error:
             yield Rejected("malformed_row", str(error), f"{path} row {number}")
         else:
             yield Pair(f"{stem}/{modality(query)}-to-{modality(positive)}", query, (positive,), negatives)
@@ -51,12 +51,15 @@ def content(fs: pafs.FileSystem, path: str, text: str | None, image_path: str | 
 
 
 def parse_list(value: str | list | None) -> list[str]:
-    """A list, or the literal of one, as the public sets store it: read as a literal, never run."""
+    """A list, or the literal of one, as the public sets store it: read as a literal, never run. Raises ValueError."""
     if not value:
         return []
-    parsed = ast.literal_eval(value) if isinstance(value, str) else value
-    if not isinstance(parsed, list):
-        raise ValueError(f"a list was expected, got {value[:60]!r}")
+    try:
+        parsed = ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that a hostile literal can raise
+        parsed = None
+    if not isinstance(parsed, list) or not all(item is None or isinstance(item, str) for item in parsed):
+        raise ValueError(f"a list of strings was expected, got {value[:60]!r}")
     return ["" if item is None else item for item in parsed]
 
 

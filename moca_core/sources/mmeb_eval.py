@@ -23,7 +23,9 @@ def _read_file(fs: pafs.FileSystem, path: str) -> Iterator[EvalTask]:
     pools: dict[str, dict[str, int]] = {}
     contents: dict[str, list[Content]] = {}
     loaded: dict[tuple[str, str], Content] = {}
-    for row in parquet_rows(fs, path, COLUMNS):
+    for number, row in enumerate(parquet_rows(fs, path, COLUMNS)):
+        if not row["tgt_text"] or len(row["tgt_text"]) != len(row["tgt_img_path"] or []):
+            raise ValueError(f"{path} row {number}: tgt_text and tgt_img_path must be lists of one length, not empty")
         query = content(fs, path, row["qry_text"], row["qry_img_path"])
         keys = list(zip(row["tgt_text"], row["tgt_img_path"], strict=True))
         targets = [loaded.get(key) or loaded.setdefault(key, content(fs, path, *key)) for key in keys]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
-from moca_core.sources.listing import find_files, parquet_rows
+from moca_core.sources.listing import find_files, folder_name, parquet_rows
 from moca_core.types import Document, Rejected, Segment
 
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"  # a literal of this layout, whatever the backbone
@@ -16,7 +16,7 @@ def list_units(fs: pafs.FileSystem, path: str) -> list[dict]:
 
 def read_unit(fs: pafs.FileSystem, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
-    source = path.rsplit("/", 2)[-2]
+    source = folder_name(path)
     for number, row in enumerate(parquet_rows(fs, path, ["text", "images"])):
         texts, images = (row["text"] or "").split(PLACEHOLDER), row["images"] or []
         if len(images) != len(texts) - 1:
