@@ -32,7 +32,7 @@ SIZES = TinyConfig(
 
 
 def enliven(folder):
-    """Five times the initial weights: with the usual 0.02 attention is nearly uniform and a broken mask changes little."""
+    """Five times the initial weights: with the usual ones a broken mask changes little."""
     path = Path(folder) / "model.safetensors"
     weights = {k: w * 5 if w.dim() > 1 else w for k, w in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})

@@ -14,11 +14,12 @@ from moca_core.types import Segment
 
 BOUNDS = (56 * 56, 196 * 196)  # pixels of an image: 4 to 49 tokens, so that the larger ones have several windows
 
-WORDS = (
+PROSE = (
     "a board is a sheet of copper with holes in it and every hole joins two layers of the same net so that current "
     "flows from the regulator to the load without heating the trace more than the rules of the design allow . "
     "the editor draws zones around pads and fills them when the check has passed ; a schematic names parts and wires"
-).split()
+)
+WORDS = PROSE.split()
 
 
 def words(count, seed=0):

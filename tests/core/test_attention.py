@@ -1,4 +1,6 @@
-"""Who sees whom: both directions after conversion, never across a border of the pack, and equal to plain transformers."""
+"""Who sees whom: both directions after conversion, never across a border of the pack; equal to plain transformers."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -124,7 +126,7 @@ def test_packed_attention_is_softmax_over_the_own_sequence(causal):
     q, k, v = torch.randn(1, heads, total, dim), *torch.randn(2, 1, kv_heads, total, dim)
     cu = torch.tensor([0, 5, 6, 11, 14], dtype=torch.int32)
     out, _ = packed_attention(None, q, k, v, None, scaling=0.3, cu_seq_lens_q=cu, max_length_q=5, is_causal=causal)
-    for start, end in zip(cu[:-1], cu[1:], strict=True):
+    for start, end in pairwise(cu.tolist()):
         for t in range(start, end):
             for h in range(heads):
                 seen = slice(start, t + 1 if causal else end)

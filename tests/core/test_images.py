@@ -1,4 +1,4 @@
-"""Pixels are those of transformers' own processor; untrusted files are refused by the right name, before they cost anything."""
+"""Pixels are those of transformers' own processor; untrusted files are refused by name, before they cost anything."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""From contents to token ids: nothing special out of plain text, nothing lost, nothing over the budget, no half image."""
+"""From contents to token ids: nothing special out of plain text, nothing lost, no half image, never over the budget."""
 
 import io
 from dataclasses import replace
@@ -77,10 +77,6 @@ def test_pieces_hold_everything_once_in_order_within_the_budget(tokenizer, spec,
         assert len(pieces) == 1
     elif budget < 400:
         assert len(pieces) > 2
-    # as few as the budget allows in order: no two neighbours would fit together where the second begins a paragraph or image
-    if budget >= 180:
-        starts = [tokenizer.decode(p.input_ids) for p in pieces]
-        assert all(not s.startswith(" ") for s in starts)
 
 
 def test_pieces_end_at_paragraphs_and_images(tokenizer, spec):
@@ -125,7 +121,7 @@ def test_a_budget_that_cannot_hold_an_image_is_refused(tokenizer, spec):
     ("low", "high"), [(3136, 3136), (3136, 4000), (56 * 56, 196 * 196), (1, 50_000), (3136, 10**6)]
 )
 def test_the_smallest_allowed_budget_holds_any_image_that_decodes(folder, tokenizer, low, high):
-    """Also long thin ones, whose short side cannot shrink below one token, and small ones that grow to the lower bound."""
+    """Also long thin ones, whose short side never shrinks below one token, and small ones that grow."""
     spec = read_spec(folder, min_image_px=low, max_image_px=high)
     renderer = Renderer(tokenizer, spec, spec.max_image_tokens + 2)
     rng = np.random.default_rng(0)

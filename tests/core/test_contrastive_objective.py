@@ -1,0 +1,199 @@
+"""Contrastive fine-tuning: the written-out loss over all candidates, and two ranks that agree with one process."""
+
+import math
+import socket
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from samples import image, text, words
+
+from moca_core.attention import make_bidirectional
+from moca_core.backbone import load_backbone
+from moca_core.data.pairs import collate_pairs
+from moca_core.data.render import Renderer, load_tokenizer
+from moca_core.model.inputs import to_device
+from moca_core.objective.contrastive import Contrastive, Gather
+from moca_core.spec import read_spec
+from moca_core.types import Pair
+
+
+def side(seed, with_image=False):
+    return (text(words(6, seed)),) + ((image(60, 60, seed),) if with_image else ())
+
+
+PAIRS = [
+    Pair("t", side(1, True), (side(2),), (side(3), side(4, True))),
+    Pair("t", side(5), (side(6, True),), ()),  # no negatives: two places of the batch stay empty
+    Pair("t", side(7), (side(2),), (side(8),)),  # the answer of the first
+    Pair("t", side(9), (side(10),), (side(2), side(11))),  # a negative that is the answer of the first
+]
+
+
+def renderer_of(folder):
+    return Renderer(load_tokenizer(f"{folder}/tokenizer.json"), read_spec(folder), 256)
+
+
+def objective(folder, **options):
+    model = load_backbone(folder)
+    make_bidirectional(model)
+    return Contrastive(model, read_spec(folder), **options)
+
+
+def batch_of(pairs, renderer, num_negatives=2):
+    return collate_pairs(pairs, renderer, num_negatives=num_negatives, key=(0,))
+
+
+def test_counts_are_those_of_the_forward(folder, renderer):
+    module, batch = objective(folder), batch_of(PAIRS, renderer)
+    terms = module(batch)
+    assert module.counts(batch) == {n: t.count for n, t in terms.items()} == {"contrastive": 4, "accuracy": 4}
+    assert module.weights == {"contrastive": 1.0, "accuracy": 0.0}
+    assert 0 <= terms["accuracy"].sum.item() <= 4
+
+
+@torch.no_grad()
+def test_the_loss_is_infonce_over_every_allowed_candidate(folder, renderer):
+    """Embeddings one by one; equal answers are wrong for nobody who asks for them."""
+    module = objective(folder, temperature=0.1)
+
+    def embed(content):
+        batch = batch_of([Pair("t", content, (content,))], renderer, 0)
+        return module.encoder.embed(to_device(batch.stream, module.spec, torch.device("cpu")))[0]
+
+    total, won = 0.0, 0
+    candidates = [c for p in PAIRS for c in (p.positives[0], *p.negatives)]
+    for pair in PAIRS:
+        query, own = embed(pair.query), pair.positives[0]
+        right = math.exp(query @ embed(own) / 0.1)
+        wrong = [math.exp(query @ embed(c) / 0.1) for c in candidates if c != own]
+        total -= math.log(right / (right + sum(wrong)))
+        won += right > max(wrong)
+    terms = module(batch_of(PAIRS, renderer))
+    assert terms["contrastive"].sum.item() == pytest.approx(total, rel=1e-4)
+    assert terms["accuracy"].sum.item() == won
+
+
+@torch.no_grad()
+def test_embeddings_are_the_mean_over_all_tokens_and_unit_length(folder, renderer):
+    module = objective(folder)
+    stream = to_device(batch_of(PAIRS, renderer).stream, module.spec, torch.device("cpu"))
+    states, vectors = module.encoder(stream), module.encoder.embed(stream)
+    for vector, (start, end) in zip(vectors, pairwise(stream.cu_seqlens.tolist()), strict=True):
+        mean = states[start:end].mean(0)
+        torch.testing.assert_close(vector, mean / mean.norm())
+
+
+def test_collating_lays_queries_first_and_marks_missing_negatives(renderer):
+    batch = batch_of(PAIRS, renderer)
+    assert batch.num_queries == 4
+    valid = [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
+    assert batch.candidate_valid.reshape(4, 3).tolist() == valid
+    present = [p.query for p in PAIRS] + [c for p in PAIRS for c in (p.positives[0], *p.negatives)]
+    bounds = pairwise(batch.stream.cu_seqlens)
+    got = [batch.stream.input_ids[s:e].tolist() for s, e in bounds]
+    expected = [renderer.first(c).input_ids for c in present]
+    assert got[:4] == expected[:4]
+    # negatives in any order behind their positive
+    assert sorted(got[4:]) == sorted(expected[4:]) and got[4] == renderer.first(PAIRS[0].positives[0]).input_ids
+    group = batch.candidate_group.reshape(4, 3)
+    assert group[0, 0] == group[2, 0] and group[0, 0] in group[3, 1:] and group[0, 0] != group[3, 0]
+
+
+def test_named_groups_join_different_answers(renderer):
+    pairs = [Pair("t", side(1), (side(2),), group="seven"), Pair("t", side(3), (side(4),), group="seven")]
+    first, second = batch_of(pairs, renderer, 0).candidate_group
+    assert first == second
+
+
+def test_spare_negatives_and_positives_are_drawn_by_the_key(renderer):
+    pair = Pair("t", side(1), tuple(side(n) for n in range(20, 25)), tuple(side(n) for n in range(30, 40)))
+
+    def of(key):
+        return collate_pairs([pair], renderer, num_negatives=3, key=key)
+
+    batches = [of((0, n)) for n in range(30)]
+    again = of((0, 0))
+    np.testing.assert_array_equal(again.candidate_group, batches[0].candidate_group)
+    drawn = np.array([b.candidate_group for b in batches])
+    assert len(set(drawn[:, 0])) == 5 and len(set(drawn[:, 1:].flatten())) == 10
+    assert all(len(set(row)) == 4 for row in drawn)  # never the same twice
+
+
+def test_sides_are_read_up_to_the_budget(folder, renderer):
+    long = (text("\n\n".join(words(60, n) for n in range(20))),)
+    batch = batch_of([Pair("t", long, (long,))], renderer, 0)
+    lengths = np.diff(batch.stream.cu_seqlens)
+    assert max(lengths) <= 256 and batch.stream.input_ids[: lengths[0]].tolist() == renderer.first(long).input_ids
+
+
+def port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class AllGather(torch.autograd.Function):
+    """Rows of all ranks; the gradient of a row is the sum of what all ranks' losses say about it."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def rank_main(rank, address, folder, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    results = [share(rank, folder, negatives) for negatives in (2, 0)]
+    if rank == 0:
+        torch.save(results, out)
+    dist.destroy_process_group()
+
+
+def share(rank, folder, negatives):
+    """(loss and accuracy, gradients) summed over the ranks, each with half of the queries."""
+    gather = Gather(rank, AllGather.apply, lambda t: AllGather.apply(t.detach()))
+    module = objective(folder, gather=gather)
+    batch = batch_of(PAIRS[2 * rank : 2 * rank + 2], renderer_of(folder), negatives)
+    terms = module(batch)
+    (terms["contrastive"].sum / 4).backward()
+    sums = torch.stack([terms[n].sum.detach() for n in ("contrastive", "accuracy")])
+    dist.all_reduce(sums)
+    grads = {}
+    for name, parameter in module.named_parameters():
+        grads[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dist.all_reduce(grads[name])
+    return sums, grads
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder, tmp_path_factory):
+    address, out = f"tcp://127.0.0.1:{port()}", tmp_path_factory.mktemp("ranks") / "rank0.pt"
+    mp.spawn(rank_main, (address, folder, out), nprocs=2)
+    return dict(zip((2, 0), torch.load(out), strict=True))
+
+
+@pytest.mark.parametrize("negatives", [2, 0])
+def test_two_ranks_have_the_gradients_of_one_process(folder, renderer, two_ranks, negatives):
+    sums, grads = two_ranks[negatives]
+    module = objective(folder)
+    terms = module(batch_of(PAIRS, renderer, negatives))
+    (terms["contrastive"].sum / 4).backward()
+    expected = torch.stack([terms[n].sum.detach() for n in ("contrastive", "accuracy")])
+    torch.testing.assert_close(sums, expected, atol=1e-5, rtol=1e-5)
+    largest = max(g.abs().max() for g in grads.values())
+    assert largest > 1e-3
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5 * largest.item(), rtol=1e-4)
