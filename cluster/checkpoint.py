@@ -61,7 +61,8 @@ def read_manifest(directory: str, kind: str | None = None) -> dict[str, Any]:
 def reshard_zero(directory: str) -> str:
     """The same ZeRO checkpoint in DeepSpeed's universal form, which any number of ranks can load.
 
-    Converted once per node into the cache; the original stays untouched. Returns the folder to load with tag ZERO_TAG.
+    Converted once per node, into its cache, which the caller clears; the original stays untouched. Returns the folder
+    to load with tag ZERO_TAG.
     """
     files = sorted(Path(directory, ZERO_TAG).iterdir())
     identity = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

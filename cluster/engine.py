@@ -9,6 +9,7 @@ gradient is not finite leaves the weights alone.
 import json
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -219,6 +220,9 @@ class DeepSpeedEngine:
         for moments in self._optimizer.optimizer.state.values():
             if isinstance(moments.get("step"), Tensor):
                 moments["step"] = moments["step"].clone()
+        if not same_shape:
+            torch.distributed.barrier()
+            shutil.rmtree(source, ignore_errors=True)  # as large as the checkpoint, and every rank has what it needs
         if path is None:
             raise ValueError(f"{directory} has a {MANIFEST} but no DeepSpeed checkpoint")
         return manifest["state"]

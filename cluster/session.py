@@ -56,12 +56,13 @@ def connect(config: ClusterConfig) -> None:
     with _connecting:
         if not ray.is_initialized():
             variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job brings its code along
+                repository = str(Path(__file__).resolve().parents[1])
+                variables["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
             if _on_a_cluster():
                 ray.init(runtime_env={"env_vars": _unset(variables)}, logging_level=logging.WARNING)
             else:
-                repository = str(Path(__file__).resolve().parents[1])
-                variables |= {"OMP_NUM_THREADS": "1"}
-                path = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
+                variables["OMP_NUM_THREADS"] = "1"
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
                 ray.init(
                     address="local",
@@ -71,7 +72,7 @@ def connect(config: ClusterConfig) -> None:
                     object_store_memory=config.object_store_mb * 2**20,
                     logging_level=logging.ERROR,  # warns about its own new defaults
                     runtime_env={
-                        "env_vars": {**_unset(variables), "PYTHONPATH": path},
+                        "env_vars": _unset(variables),
                         "worker_process_setup_hook": "cluster.session.calm_ray_logs",
                     },
                 )
@@ -138,5 +139,5 @@ def _on_a_cluster() -> bool:
 
 
 def _unset(variables: dict[str, str]) -> dict[str, str]:
-    """Those that this process's environment does not set: what the user or the job set reaches the workers anyway."""
-    return {name: value for name, value in variables.items() if name not in os.environ}
+    """Those that the user or the job did not set already; PYTHONPATH extends what was there."""
+    return {name: value for name, value in variables.items() if name == "PYTHONPATH" or name not in os.environ}

@@ -4,6 +4,7 @@ A URI is a local path (absolute or relative, or file://...) or s3://bucket/key. 
 from the usual AWS_* environment variables, AWS_ENDPOINT_URL included. Every other scheme is a ValueError.
 """
 
+import contextlib
 import glob as globbing
 import hashlib
 import os
@@ -82,8 +83,11 @@ def list_files(uri: str) -> list[tuple[str, int]]:
         if os.path.isfile(root):
             return [(os.path.basename(root), os.path.getsize(root))]
         for folder, _, names in os.walk(root, followlinks=True):
-            paths = (os.path.join(folder, name) for name in names)
-            found += [(os.path.relpath(path, root), os.path.getsize(path)) for path in paths if os.path.isfile(path)]
+            for name in names:
+                path = os.path.join(folder, name)
+                # A dangling link, or a file that went while we looked, is not there.
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((os.path.relpath(path, root), os.stat(path).st_size))
     else:
         root = _key(uri)
         for path, info in _s3().find(root, detail=True).items():

@@ -160,7 +160,9 @@ def _worker_main(fn: Callable[[Worker, dict[str, Any]], Any], run_uri: str, gpus
     if not gpus:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported
     set_data_defaults()
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)  # a line per report
+    # A line per report, from a logger that Ray named after its file.
+    chatty = Path(ray.train.__file__).with_name("v2") / "_internal" / "execution" / "context.py"
+    logging.getLogger(str(chatty)).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank = context.get_world_rank()
     if rank == 0:

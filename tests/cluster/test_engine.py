@@ -81,6 +81,14 @@ def live_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in engine.module.state_dict().items()}
 
 
+def poison(engine: DeepSpeedEngine) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+    """A step of which one micro-batch is NaN: its norm, and the weights before and after."""
+    before = live_weights(engine)
+    for factor in (math.nan, 1.0):
+        engine.backward(engine.forward(rows(9, 0)[:, 0]).sum() * factor)
+    return engine.step(LR), before, live_weights(engine)
+
+
 def contrastive(x: Tensor, weight: Tensor) -> Tensor:
     """This rank's rows against everybody's."""
     mine = x @ weight
@@ -115,11 +123,7 @@ def two_ranks(folder: str) -> dict[str, object]:
         engine = DeepSpeedEngine(build(), config)
         found[f"state{stage}"] = engine.load(f"{folder}/half{stage}")
         found[f"resumed{stage}"] = train(engine, range(2, STEPS), 2), live_weights(engine)
-        before = live_weights(engine)
-        for factor in (math.nan, 1.0):
-            logits = engine.forward(rows(9, 0)[:, 0])
-            engine.backward(logits.sum() * factor)
-        found[f"poisoned{stage}"] = engine.step(LR), before, live_weights(engine)
+        found[f"poisoned-fp32-{stage}"] = poison(engine)
         engine.close()
 
         engine = DeepSpeedEngine(build(), dataclasses.replace(CLIPPED, zero_stage=stage))
@@ -129,6 +133,7 @@ def two_ranks(folder: str) -> dict[str, object]:
         engine = DeepSpeedEngine(build(), dataclasses.replace(config, precision="bf16"))
         curve = train(engine, range(STEPS), 2)
         found[f"bf16{stage}"] = curve, engine.module.embed.weight.dtype, engine.module.frequencies.clone()
+        found[f"poisoned-bf16-{stage}"] = poison(engine)
         engine.close()
 
     weight = torch.ones(3, 2, requires_grad=True)
@@ -219,9 +224,10 @@ def test_consolidate_equals_live_weights(found: dict, folder: Path, stage: int) 
     build().load_state_dict(weights)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_poisoned_gradient_changes_nothing(found: dict, stage: int) -> None:
-    norm, before, after = found[f"poisoned{stage}"]
+def test_poisoned_gradient_changes_nothing(found: dict, stage: int, precision: str) -> None:
+    norm, before, after = found[f"poisoned-{precision}-{stage}"]
     assert norm == math.inf
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -249,6 +255,7 @@ def test_other_ranks_and_stages_continue(found: dict, folder: Path) -> None:
     for pair in ("12", "22", "21", "33"):
         assert resharded[f"state{pair}"]["step"] == 2
         assert_same_curve(resharded[f"curve{pair}"], found["curve2"][2:])
+    assert not [path for path in (folder / "cache").iterdir() if path.is_dir()]
 
 
 def test_torch_engine_resumes_bit_equal(tmp_path: Path) -> None:
