@@ -11,7 +11,9 @@ def load_backbone(folder: str, dtype: torch.dtype = torch.float32) -> PreTrained
 
     Raises ValueError where the folder does not hold every weight: a model that is half random trains without complaint.
     """
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )  # transformers' own refusal names no weight: ours below does
     tied = set(model.all_tied_weights_keys)
     # an embedding model has no head of its own: the head is tied, or it starts from the input embedding
     missing = {key for key in info["missing_keys"] if key not in tied}

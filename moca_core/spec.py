@@ -105,7 +105,8 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
     if config.model_type not in SUPPORTED:
         raise ValueError(f"{folder}: model_type {config.model_type!r} is not supported; use one of {', '.join(SUPPORTED)}")
     text, vision = config.get_text_config(), config.vision_config
-    tokens = _added_tokens(folder)
+    tokens, first_free = _read_tokenizer(folder)
+    mask_token_id = _mask_token_id(folder, tokens, first_free, text.vocab_size)
     processor = _image_processor(folder)
     size = processor.get("size") or {}
     own_min = processor.get("min_pixels") or size.get("shortest_edge")
@@ -121,8 +122,8 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
         image_token_id=config.image_token_id,
         vision_start_token_id=config.vision_start_token_id,
         vision_end_token_id=config.vision_end_token_id,
-        mask_token_id=_mask_token_id(folder, tokens, text.vocab_size),
-        special_token_ids=tuple(sorted({*tokens.values(), _mask_token_id(folder, tokens, text.vocab_size)})),
+        mask_token_id=mask_token_id,
+        special_token_ids=tuple(sorted({*tokens.values(), mask_token_id})),
         vocab_size=text.vocab_size,
         patch_size_px=vision.patch_size,
         merge_size=vision.spatial_merge_size,
@@ -143,16 +144,17 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
     )
 
 
-def _added_tokens(folder: str) -> dict[str, int]:
+def _read_tokenizer(folder: str) -> tuple[dict[str, int], int]:
+    """The added tokens by name, and how many rows of the embedding the tokenizer can reach."""
     tokenizer = json.loads((Path(folder) / "tokenizer.json").read_text())
-    return {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    return added, max([*tokenizer["model"]["vocab"].values(), *added.values()]) + 1
 
 
-def _mask_token_id(folder: str, added: dict[str, int], vocab_size: int) -> int:
+def _mask_token_id(folder: str, added: dict[str, int], first_free: int, vocab_size: int) -> int:
     """The id of the mask token: its own where the tokenizer has one, else the first row of the embedding that no token uses."""
     if MASK_TOKEN in added:
         return added[MASK_TOKEN]
-    first_free = max(added.values()) + 1
     if first_free >= vocab_size:
         raise ValueError(f"{folder}: the embedding has {vocab_size} rows and none is free for {MASK_TOKEN}")
     return first_free
