@@ -100,7 +100,7 @@ def test_files_are_short_and_named_after_an_idea():
 
 
 PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
-# What unpickles unless told not to. DeepSpeed's shards are pickles: a checkpoint is read back by the system that wrote it.
+# What unpickles when told to. DeepSpeed's shards are pickles, read back by the system that wrote them.
 LOADERS = {"torch.load": ("weights_only", "False"), "np.load": ("allow_pickle", "True")}
 OWN_CHECKPOINTS = "cluster/checkpoint.py"
 

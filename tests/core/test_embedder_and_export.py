@@ -1,0 +1,233 @@
+"""Vectors do not depend on company, and the exported folder computes the same ones in other libraries."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from samples import CONTENTS, image, plain_inputs, plain_model, text, words
+from transformers import AutoModel, AutoTokenizer
+
+from moca_core.embedder import Embedder
+from moca_core.export import export_model
+from moca_core.parity import ParityError, check_bidirectional, check_export, encode_with_sentence_transformers
+from moca_core.spec import read_spec
+
+BOTH_ORDERS = (
+    (text("a red board"),),
+    (image(100, 80, 1),),
+    (image(100, 80, 2, "RGBA"),),
+    (image(60, 60, 3), text("what is this?")),
+    (text("before"), image(60, 90, 4, "RGBA"), text("after")),
+    (text(words(40)),),
+)
+
+
+@pytest.fixture(scope="module")
+def embedder(folder):
+    return Embedder(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("exported"))
+    export_model(folder, out, read_spec(folder), max_tokens=512, dtype=torch.float32)
+    return out
+
+
+@pytest.fixture
+def exported_copy(exported, tmp_path):
+    import shutil
+
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def lowest_cosine(a, b):
+    return float((a * b).sum(1).min())
+
+
+@torch.no_grad()
+def test_vectors_are_the_mean_of_a_plain_bidirectional_forward(any_folder):
+    embedder = Embedder(any_folder, device="cpu")
+    vectors = embedder.encode(CONTENTS)
+    model = plain_model(any_folder, False)
+    for vector, content in zip(vectors, CONTENTS, strict=True):
+        inputs = plain_inputs(embedder.renderer.first(content), any_folder, embedder.spec)
+        mean = model(**inputs, use_cache=False).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
+    assert vectors.shape == (5, embedder.dimension) and vectors.dtype == np.float32
+
+
+def test_company_and_order_never_change_a_vector(folder, embedder, monkeypatch):
+    contents = [*CONTENTS, *BOTH_ORDERS] * 2
+    alone = np.concatenate([embedder.encode([c]) for c in contents])
+    together = embedder.encode(contents)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(embedder.encode(contents[::-1])[::-1], alone, atol=1e-5)
+    small = Embedder(folder, device="cpu", max_tokens=300, pack_tokens=1)
+    assert small.pack_tokens == 300
+    np.testing.assert_allclose(small.encode(contents), alone, atol=1e-5)
+    monkeypatch.setattr("moca_core.embedder.WINDOW", 3)
+    np.testing.assert_allclose(embedder.encode(contents), alone, atol=1e-5)
+    distinct = alone[: len(contents) // 2]
+    assert np.max(distinct @ distinct.T - np.eye(len(distinct))) < 0.9999  # the comparison could have failed
+
+
+@pytest.mark.parametrize("empty", [(), (text(""),)])
+def test_empty_content_is_refused_by_its_place(embedder, empty):
+    with pytest.raises(ValueError, match="content 2 is empty"):
+        embedder.encode([CONTENTS[0], CONTENTS[1], empty])
+
+
+def test_nothing_to_embed(embedder):
+    assert embedder.encode([]).shape == (0, 32)
+
+
+def test_long_content_is_read_up_to_the_budget(folder):
+    paragraphs = [words(60, n) for n in range(8)]
+    embedder = Embedder(folder, device="cpu", max_tokens=200)
+    piece = embedder.renderer.first((text("\n\n".join(paragraphs)),))
+    read = embedder.renderer.tokenizer.decode(piece.input_ids)
+    assert 0 < len(piece) <= 200 and "\n\n".join(paragraphs).startswith(read)
+    vectors = embedder.encode([(text("\n\n".join(paragraphs)),), (text(read),)])
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+
+
+def test_export_is_equal_in_transformers(exported, embedder):
+    model, info = AutoModel.from_pretrained(exported, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    model.eval()
+    expected = embedder.encode(CONTENTS)
+    for vector, content in zip(expected, CONTENTS, strict=True):
+        inputs = plain_inputs(embedder.renderer.first(content), exported, embedder.spec)
+        with torch.no_grad():
+            mean = model(**inputs).last_hidden_state[0].mean(0)
+        assert float(mean @ torch.from_numpy(vector) / mean.norm()) >= 0.9999
+
+
+def test_export_is_equal_in_sentence_transformers(exported, embedder):
+    contents = [*CONTENTS, *BOTH_ORDERS]
+    vectors = encode_with_sentence_transformers(exported, contents)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert lowest_cosine(vectors, embedder.encode(contents)) >= 0.9999
+
+
+def test_plain_inputs_of_sentence_transformers(exported, embedder):
+    """A string, an image, a dict: the ways in which people call it, without this project's messages."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(exported, device="cpu")
+    assert model.get_embedding_dimension() == 32 and model.max_seq_length == 512
+    opened = {m: Image.open(io.BytesIO(image(100, 80, 5, m).image)) for m in ("RGB", "RGBA")}
+    given = [
+        "a red board",
+        " " + words(30) + "\n",
+        opened["RGB"],
+        opened["RGBA"],
+        {"image": opened["RGB"], "text": "what?"},
+    ]
+    expected = [
+        (text("a red board"),),
+        (text(" " + words(30) + "\n"),),
+        (image(100, 80, 5),),
+        (image(100, 80, 5, "RGBA"),),
+        (image(100, 80, 5), text("what?")),
+    ]
+    vectors = np.stack([model.encode(g) for g in given])
+    cosines = (vectors * embedder.encode(expected)).sum(1)
+    orders = embedder.encode([expected[4], expected[4][::-1]]) @ vectors[4]
+    assert min(cosines[:4]) >= 0.9999
+    assert max(orders) >= 0.9999  # a dict has no order of its own
+
+
+def test_the_exported_template_renders_what_was_trained(exported, embedder):
+    from moca_core.parity import as_message
+
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    for content in (*CONTENTS, *BOTH_ORDERS):
+        said = tokenizer.apply_chat_template(as_message(content), tokenize=False)
+        rendered = embedder.renderer.first(content)
+        counts = [embedder.spec.image_tokens(g) for g in rendered.grids]
+        for count in counts:
+            said = said.replace("<|image_pad|>", "\0" * count, 1)
+        said = said.replace("\0", "<|image_pad|>")
+        assert tokenizer(said, add_special_tokens=False).input_ids == rendered.input_ids
+
+
+def test_check_export_passes_what_is_equal(exported, embedder):
+    lowest = check_export(exported, embedder, list(BOTH_ORDERS))
+    assert set(lowest) == {"packed", "sentence_transformers"} and min(lowest.values()) >= 0.9999
+
+
+def disturb(folder, part):
+    path = f"{folder}/model.safetensors"
+    weights = load_file(path)
+    key = next(k for k in weights if part in k)
+    weights[key] = weights[key] + torch.randn(weights[key].shape) * weights[key].std() * 2
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def make_causal(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["is_causal"] = config["text_config"]["is_causal"] = True
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("part", ["layers.2.mlp.down_proj", "visual.merger.mlp.2.weight", "embed_tokens"])
+def test_check_export_holds_back_disturbed_weights(exported_copy, embedder, part):
+    disturb(exported_copy, part)
+    with pytest.raises(ParityError, match="cosine to the trained model"):
+        check_export(str(exported_copy), embedder, list(BOTH_ORDERS))
+
+
+def test_check_export_holds_back_a_causal_folder(exported_copy, embedder):
+    check_bidirectional(str(exported_copy))
+    make_causal(exported_copy)
+    with pytest.raises(ParityError):
+        check_export(str(exported_copy), embedder, list(BOTH_ORDERS))
+    with pytest.raises(ParityError, match="still causal"):
+        check_bidirectional(str(exported_copy))
+    with pytest.raises(ParityError, match="still causal"):  # contents of one token look alike both ways
+        check_export(str(exported_copy), embedder, [(text("a"),)])
+
+
+def test_check_export_holds_back_another_template_or_pooling(exported_copy, embedder):
+    pooling = exported_copy / "1_Pooling" / "config.json"
+    said = pooling.read_text()
+    pooling.write_text(said.replace('"mean"', '"cls"'))
+    with pytest.raises(ParityError, match="sentence_transformers"):
+        check_export(str(exported_copy), embedder, list(BOTH_ORDERS))
+    pooling.write_text(said)
+    template = exported_copy / "chat_template.jinja"
+    template.write_text("system: be kind\n" + template.read_text())
+    with pytest.raises(ParityError, match="sentence_transformers"):
+        check_export(str(exported_copy), embedder, list(BOTH_ORDERS))
+
+
+def test_qwen2_vl_exports_too(qwen2_folder, tmp_path):
+    export_model(qwen2_folder, str(tmp_path), read_spec(qwen2_folder), max_tokens=512, dtype=torch.float32)
+    lowest = check_export(str(tmp_path), Embedder(qwen2_folder, device="cpu"), list(BOTH_ORDERS))
+    assert min(lowest.values()) >= 0.9999
+
+
+def test_a_tokenizer_without_a_mask_token_gets_one(folder_copy, tmp_path):
+    """In a folder with a free row, as real checkpoints have."""
+    from transformers import AutoModelForImageTextToText
+
+    path = folder_copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "<|mask|>"]
+    path.write_text(json.dumps(tokenizer))
+    settings = folder_copy / "tokenizer_config.json"
+    kept = json.loads(settings.read_text())
+    settings.write_text(json.dumps({k: v for k, v in kept.items() if "<|mask|>" not in json.dumps(v)}))
+    spec = read_spec(str(folder_copy))
+    export_model(str(folder_copy), str(tmp_path / "out"), spec, max_tokens=512, dtype=torch.bfloat16)
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.convert_tokens_to_ids("<|mask|>") == spec.mask_token_id
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
