@@ -1,5 +1,7 @@
 """What an engine leaves in a checkpoint folder, and how to read it in any process, without its workers."""
 
+import contextlib
+import io
 import hashlib
 import json
 import os
@@ -31,7 +33,8 @@ def consolidate(directory: str) -> dict[str, Tensor]:
         _no_accelerator_needed()
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        weights = get_fp32_state_dict_from_zero_checkpoint(directory, tag=ZERO_TAG)
+        with contextlib.redirect_stdout(io.StringIO()):  # it narrates
+            weights = get_fp32_state_dict_from_zero_checkpoint(directory, tag=ZERO_TAG)
         if manifest["zero_stage"] == 1:  # DeepSpeed leaves out frozen parameters at this stage only
             file = Path(directory, ZERO_TAG, "mp_rank_00_model_states.pt")
             weights = {**torch.load(file, map_location="cpu", weights_only=False)["module"], **weights}

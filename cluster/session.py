@@ -12,6 +12,9 @@ from pathlib import Path
 
 _connecting = threading.Lock()
 
+# Ray Data counts a consumer that is busy elsewhere (a long checkpoint, a slow step) and a long task as no progress.
+_NO_PROGRESS_S = 7200
+
 
 @dataclass(frozen=True)
 class ClusterConfig:
@@ -51,11 +54,17 @@ def connect(config: ClusterConfig) -> None:
     # A report waits for the controller's next poll, and saving a checkpoint is a report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
+    os.environ.setdefault("RAY_DATA_STARVATION_WARNING_DELAY_S", str(_NO_PROGRESS_S))
     import ray
 
     with _connecting:
         if not ray.is_initialized():
-            variables = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            variables = {
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed on this torch: one per worker and collective
+                "RAY_DATA_STARVATION_WARNING_DELAY_S": str(_NO_PROGRESS_S),
+            }
             if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job brings its code along
                 repository = str(Path(__file__).resolve().parents[1])
                 variables["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
@@ -115,14 +124,16 @@ def require_room(workers: int, cpus: float, gpus: float, timeout_s: float) -> No
 
 
 def set_data_defaults() -> None:
-    """Ray Data in this process: keep row order, no progress bars, fail after two minutes without progress."""
+    """Ray Data in this process: keep row order, no progress bars (steps report their own), give up when nothing moves for hours."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = 120
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
 
 
 def calm_ray_logs() -> None:

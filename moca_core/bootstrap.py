@@ -95,6 +95,7 @@ def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> Qwen2_5_VLConf
             "eos_token_id": token("<|endoftext|>"),
             "pad_token_id": token("<|endoftext|>"),
             "tie_word_embeddings": True,
+            "initializer_range": sizes.text_hidden**-0.5,  # 0.02 suits a hidden size of 2500; a narrow model starves on it
         },
         vision_config={
             "depth": sizes.vision_layers,
@@ -103,6 +104,7 @@ def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> Qwen2_5_VLConf
             "num_heads": sizes.vision_heads,
             "out_hidden_size": sizes.text_hidden,
             "fullatt_block_indexes": list(range(1, sizes.vision_layers, 2)),
+            "initializer_range": sizes.vision_hidden**-0.5,
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),

@@ -170,7 +170,7 @@ def test_ray_data_keeps_order_and_quiet() -> None:
     context = ray.data.DataContext.get_current()
     assert context.execution_options.preserve_order
     assert not context.enable_progress_bars
-    assert context.execution_no_progress_timeout_s == 120
+    assert context.execution_no_progress_timeout_s >= 3600  # a long checkpoint is not a stall
 
 
 @pytest.mark.parametrize(
