@@ -62,6 +62,23 @@ def test_collapsed_embeddings_score_chance():
     assert everywhere == pytest.approx([sum(1 / np.log2(i + 2) for i in range(5)) / 61] * 61)
 
 
+@pytest.mark.parametrize("count", [7, 61, 100])
+def test_collapsed_embeddings_score_chance_through_a_real_product(count):
+    """BLAS sums the rows of one product in different orders: equal vectors, scores that differ in the last bit."""
+    rng = np.random.default_rng(0)
+    unequal = 0
+    for _ in range(40):
+        vector, query = rng.normal(size=(2, 256)).astype(np.float32)
+        vector, query = vector / np.linalg.norm(vector), query / np.linalg.norm(query)
+        scores = np.tile(vector, (count, 1)) @ query
+        scores[:3] += np.float32(6e-8)  # where this machine's BLAS is exact
+        unequal += len(set(scores.tolist())) > 1
+        for place in (0, count - 1):
+            assert precision_at_1(scores, [place]) == pytest.approx(1 / count)
+            assert ndcg(scores, [place], 5) == pytest.approx(sum(1 / np.log2(i + 2) for i in range(5)) / count)
+    assert unequal
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_cannot_be_ranked_are_refused(bad):
     scores = np.array([0.3, bad, 0.1])
