@@ -171,7 +171,8 @@ def environment() -> dict[str, str]:
 
 
 def say(step: str, message: str) -> None:
-    print(f"[{time.perf_counter() - CLOCK:6.1f} s] {step:<9} {message}", flush=True)
+    sys.stdout.write(f"[{time.perf_counter() - CLOCK:6.1f} s] {step:<9} {message}\n")  # in one piece: steps share the screen
+    sys.stdout.flush()
 
 
 def print_plan(plan: list[Planned], root: str) -> None:
