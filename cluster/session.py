@@ -20,7 +20,8 @@ _NO_PROGRESS_S = 7200
 class ClusterConfig:
     """How much of the cluster a worker group takes. Changes speed and safety, never a result.
 
-    cpus_per_worker may be a fraction: on a small machine the data stages need what is left. max_failures: how often
+    cpus_per_worker may be a fraction: on a small machine the data stages need what is left. data_tasks_per_worker:
+    tasks that prepare batches ahead of each worker, at the same time. max_failures: how often
     the group is started again before the run fails. object_store_mb: Ray's shared memory when it runs inside this
     process. worker_start_timeout_s: how long a cluster that can grow may take to offer the resources.
     """
@@ -28,6 +29,7 @@ class ClusterConfig:
     num_workers: int = 2
     cpus_per_worker: float = 0.5
     gpus_per_worker: float = 0
+    data_tasks_per_worker: int = 2
     zero_stage: int = 2
     max_failures: int = 3
     object_store_mb: int = 384
@@ -35,7 +37,8 @@ class ClusterConfig:
     worker_start_timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_workers", 1), ("checkpoint_keep", 1), ("max_failures", 0), ("gpus_per_worker", 0)):
+        least_of = {"num_workers": 1, "data_tasks_per_worker": 1, "checkpoint_keep": 1, "max_failures": 0, "gpus_per_worker": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
         if self.cpus_per_worker <= 0:

@@ -110,7 +110,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
             sizes, job["weights"], config.batch_size, steps, worker.rank, worker.world_size, config.seed
         )
         fetch = {name: job[name] for name in ("tokenizer", "files", "rows_per_file", "rows_per_group")}
-        return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch))
+        return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch), tasks=job["data_tasks"])
 
     return run_training(worker, job, config, objective, open_at)
 

@@ -96,7 +96,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
             sum(job["rows_per_file"]), config.rows_per_step, steps, worker.rank, worker.world_size, config.seed
         )
         fetch = {name: job[name] for name in ("files", "rows_per_file", "rows_per_group")}
-        return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch))
+        return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch), tasks=job["data_tasks"])
 
     return run_training(worker, job, config, objective, open_at)
 

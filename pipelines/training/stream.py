@@ -70,10 +70,12 @@ def pair_plan(
 
 
 def open_stream(
-    addresses: list[dict], make_batch: Callable[[dict], bytes]
+    addresses: list[dict], make_batch: Callable[[dict], bytes], *, tasks: int
 ) -> Iterator[tuple[int, list[MaskedBatch | PairBatch]]]:
-    """(global step, its micro-batches) in the order of `addresses`, made by Ray Data tasks ahead of the training step."""
+    """(global step, its micro-batches) in the order of `addresses`, made by Ray Data ahead of the training step,
+    `tasks` at a time."""
     import ray.data
+    from ray.data import TaskPoolStrategy
 
     if not addresses:
         return
@@ -81,7 +83,7 @@ def open_stream(
     items = [{"address": number} for number in range(len(addresses))]
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
     dataset.context.execution_options.preserve_order = True
-    dataset = dataset.map(_MakeRow(addresses, make_batch), num_cpus=0.25)
+    dataset = dataset.map(_MakeRow(addresses, make_batch), num_cpus=0.25, compute=TaskPoolStrategy(size=tasks))
     step, batches = addresses[0]["step"], []
     for row in dataset.iter_rows():
         if row["step"] != step:
