@@ -1,5 +1,6 @@
 """Embedder: a model folder, and text, images or both to unit vectors. The path that evaluation and users share."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class Embedder:
     """Encodes contents with the bidirectional, mean-pooled model in `folder`.
 
     Args:
-        max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image.
+        max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image. Default: what the folder was
+            exported with.
         pack_tokens: tokens in one forward pass; raises throughput, never changes a vector beyond rounding.
     """
 
@@ -35,14 +37,15 @@ class Embedder:
         max_tokens: int | None = None,
         pack_tokens: int = 8192,
         device: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)  # the flash kernel needs 16 bit
         self.spec = read_spec(folder)
         model = load_backbone(folder, dtype).to(self.device).eval()
         make_bidirectional(model)
         self.encoder = Encoder(model.model, self.spec)
-        longest = max_tokens or max(2048, self.spec.max_image_tokens + 2)
+        longest = max_tokens or max(exported_length(folder), self.spec.max_image_tokens + 2)
         self.renderer = Renderer(load_tokenizer(str(Path(folder) / "tokenizer.json")), self.spec, longest)
         self.pack_tokens = max(pack_tokens, longest)
 
@@ -70,3 +73,9 @@ class Embedder:
         if not pieces:
             raise ValueError(f"content {position} is empty: no text and no image to embed")
         return pieces[0]
+
+
+def exported_length(folder: str) -> int:
+    """The longest input that the folder declares, at most 8192 (a base model's tokenizer claims far more than it was trained on)."""
+    declared = json.loads((Path(folder) / "tokenizer_config.json").read_text()).get("model_max_length", 2048)
+    return int(min(declared, 8192))

@@ -170,3 +170,10 @@ def _image_processor(folder: str) -> dict[str, Any]:
             if "image_mean" in values:
                 return values
     raise ValueError(f"{folder}: no preprocessor_config.json with image_mean, image_std and the bounds in pixels")
+
+
+def with_image_bounds(folder: str, min_image_px: int, max_image_px: int) -> bytes:
+    """The folder's image settings as preprocessor_config.json, with these bounds: what reads the folder later resizes alike."""
+    settings = {k: v for k, v in _image_processor(folder).items() if k not in ("min_pixels", "max_pixels")}
+    settings["size"] = {"shortest_edge": min_image_px, "longest_edge": max_image_px}
+    return json.dumps(settings, indent=2).encode()

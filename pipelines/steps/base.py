@@ -10,7 +10,7 @@ from typing import Any
 from cluster import storage
 from cluster.workers import run_tasks
 from moca_core.bootstrap import TinyConfig
-from moca_core.spec import BackboneSpec, read_spec
+from moca_core.spec import BackboneSpec, read_spec, with_image_bounds
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import TrainingConfig
 from pipelines.training.stage import draw_losses
@@ -90,6 +90,8 @@ def copy_checkpoint(config: BaseConfig, uri: str) -> dict:
     spec = read_spec(folder, min_image_px=config.min_image_px, max_image_px=config.max_image_px)
     parameters = sum(p.numel() for p in load_backbone(folder).parameters())
     storage.upload(folder, uri)
+    narrowed = with_image_bounds(folder, spec.min_image_px, spec.max_image_px)
+    storage.write_atomic(storage.join(uri, "preprocessor_config.json"), narrowed)
     return {"spec": spec.to_dict(), "parameters": parameters}
 
 
