@@ -99,6 +99,7 @@ def recipe() -> Recipe:
             num_workers=8,
             cpus_per_worker=2,  # the other CPUs of a node mask, decode and render for its GPUs
             gpus_per_worker=1,
+            data_tasks_per_worker=4,
             zero_stage=2,
             worker_start_timeout_s=1800,  # nodes with GPUs take their time to come
         ),
