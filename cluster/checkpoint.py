@@ -1,8 +1,8 @@
 """What an engine leaves in a checkpoint folder, and how to read it in any process, without its workers."""
 
 import contextlib
-import io
 import hashlib
+import io
 import json
 import os
 import shutil

@@ -37,7 +37,13 @@ class ClusterConfig:
     worker_start_timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        least_of = {"num_workers": 1, "data_tasks_per_worker": 1, "checkpoint_keep": 1, "max_failures": 0, "gpus_per_worker": 0}
+        least_of = {
+            "num_workers": 1,
+            "data_tasks_per_worker": 1,
+            "checkpoint_keep": 1,
+            "max_failures": 0,
+            "gpus_per_worker": 0,
+        }
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")

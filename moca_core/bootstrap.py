@@ -95,7 +95,8 @@ def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> Qwen2_5_VLConf
             "eos_token_id": token("<|endoftext|>"),
             "pad_token_id": token("<|endoftext|>"),
             "tie_word_embeddings": True,
-            "initializer_range": sizes.text_hidden**-0.5,  # 0.02 suits a hidden size of 2500; a narrow model starves on it
+            "initializer_range": sizes.text_hidden
+            ** -0.5,  # 0.02 suits a hidden size of 2500; a narrow model starves on it
         },
         vision_config={
             "depth": sizes.vision_layers,

@@ -40,7 +40,9 @@ class Embedder:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)  # the flash kernel needs 16 bit
+        dtype = dtype or (
+            torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        )  # the flash kernel needs 16 bit
         self.spec = read_spec(folder)
         model = load_backbone(folder, dtype).to(self.device).eval()
         make_bidirectional(model)
@@ -69,10 +71,10 @@ class Embedder:
                 yield [start + i for i in members], self.encoder.embed(stream).cpu().numpy()
 
     def _render(self, position: int, content: Content) -> Rendered:
-        pieces = self.renderer.pieces(content)
-        if not pieces:
-            raise ValueError(f"content {position} is empty: no text and no image to embed")
-        return pieces[0]
+        try:
+            return self.renderer.first(content)
+        except ValueError as error:
+            raise ValueError(f"content {position}: {error}") from None
 
 
 def exported_length(folder: str) -> int:

@@ -83,7 +83,12 @@ def _write_sentence_transformers(folder: Path, spec: BackboneSpec, max_tokens: i
     _write_json(folder / "modules.json", entries)
     _write_json(
         folder / "config_sentence_transformers.json",
-        {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {
+            "model_type": "SentenceTransformer",
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
     )
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     modalities = {"text": forward, "image": forward, "message": {**forward, "format": "structured"}}

@@ -45,7 +45,9 @@ def encode_with_sentence_transformers(folder: str, contents: list[Content]) -> n
 def as_message(content: Content) -> list[dict]:
     """The content as sentence-transformers takes it with its order kept: one chat message of parts."""
     parts = [
-        {"type": "text", "text": s.text} if s.image is None else {"type": "image", "image": Image.open(io.BytesIO(s.image))}
+        {"type": "text", "text": s.text}
+        if s.image is None
+        else {"type": "image", "image": Image.open(io.BytesIO(s.image))}
         for s in content
     ]
     return [{"role": "user", "content": parts}]

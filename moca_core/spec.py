@@ -103,7 +103,9 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
 
     config = AutoConfig.from_pretrained(folder)
     if config.model_type not in SUPPORTED:
-        raise ValueError(f"{folder}: model_type {config.model_type!r} is not supported; use one of {', '.join(SUPPORTED)}")
+        raise ValueError(
+            f"{folder}: model_type {config.model_type!r} is not supported; use one of {', '.join(SUPPORTED)}"
+        )
     text, vision = config.get_text_config(), config.vision_config
     tokens, first_free = _read_tokenizer(folder)
     mask_token_id = _mask_token_id(folder, tokens, first_free, text.vocab_size)

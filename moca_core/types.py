@@ -128,10 +128,12 @@ class PairBatch:
 
     The first B sequences are queries. Candidate c = b * (1 + num_negatives) is the positive of query b and the ones behind it
     are its negatives; `candidate_valid` is False where a query has fewer negatives (there is no sequence for those).
-    `candidate_group` [C] identifies answers, so that equal answers are never each other's negatives.
+    `candidate_group` [C] identifies answers, so that equal answers are never each other's negatives; `candidate_query` [C] identifies
+    the query that a positive answers (0 for negatives), so that two right answers to one question are not either.
     """
 
     stream: TokenStream
     num_queries: int
     candidate_valid: np.ndarray  # [C] bool
     candidate_group: np.ndarray  # [C] int64
+    candidate_query: np.ndarray  # [C] int64

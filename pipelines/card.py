@@ -40,7 +40,8 @@ known of its quality: a model from the demo recipe is proof that the system work
 
 def model_card(*, name: str, scores: str, settings: dict[str, dict], max_tokens: int, spec) -> str:
     lines = [
-        f"- {stage}: " + ", ".join(f"{key} {value}" for key, value in values.items()) for stage, values in settings.items()
+        f"- {stage}: " + ", ".join(f"{key} {value}" for key, value in values.items())
+        for stage, values in settings.items()
     ]
     return CARD.format(
         name=name,

@@ -1,7 +1,7 @@
 """The whole system on one page: which steps there are, and what each of them needs.
 
-    corpus ──▶ base ──▶ pack ──▶ pretrain ──▶ finetune ──▶ evaluate ──▶ export
-    pairs ────────────────────────────────────▲
+corpus ──▶ base ──▶ pack ──▶ pretrain ──▶ finetune ──▶ evaluate ──▶ export
+pairs ────────────────────────────────────▲
 """
 
 from pipelines.recipe import Recipe

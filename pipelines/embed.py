@@ -56,7 +56,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("items", nargs="+", metavar="FILE_OR_TEXT")
     parser.add_argument("--model", required=True, help="an exported model: a folder or an s3:// URI")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--out", help="save to .npy (vectors alone) or .parquet (item and vector) instead of printing JSON lines")
+    output.add_argument(
+        "--out", help="save to .npy (vectors alone) or .parquet (item and vector) instead of printing JSON lines"
+    )
     output.add_argument("--rank", action="store_true", help="rank all other items by their similarity to the first")
     parser.add_argument("--max-tokens", type=int, help="longest input (default: what the model was exported with)")
     return parser.parse_args(arguments)
@@ -79,7 +81,9 @@ def read_item(argument: str) -> Item:
         try:
             content = (Segment(text=path.read_text(encoding="utf-8")),)
         except UnicodeDecodeError:
-            raise ValueError(f"{argument}: neither an image ({', '.join(sorted(IMAGE_SUFFIXES))}) nor UTF-8 text") from None
+            raise ValueError(
+                f"{argument}: neither an image ({', '.join(sorted(IMAGE_SUFFIXES))}) nor UTF-8 text"
+            ) from None
     if error := problem(content, ImageBounds()):
         raise ValueError(f"{argument}: {error}")
     return Item(argument, content)

@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         artifacts = run_tracked(recipe, plan, root, tracking_uri)
     except StepFailed as failure:
-        cause = getattr(failure.__cause__, "cause", None) or failure.__cause__  # what Ray wraps is what the user should read
+        cause = (
+            getattr(failure.__cause__, "cause", None) or failure.__cause__
+        )  # what Ray wraps is what the user should read
         if not isinstance(cause, (ValueError, FileNotFoundError)):
             traceback.print_exception(cause)
         print(f"error: {failure}: {cause}", file=sys.stderr)
@@ -153,7 +155,9 @@ def settings(value):
 def flatten(value, prefix: str = "") -> dict[str, str]:
     """{"a": {"b": 1}} to {"a.b": "1"}."""
     if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}" if prefix else key).items()}
+        return {
+            k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}" if prefix else key).items()
+        }
     return {prefix: value if isinstance(value, str) else json.dumps(value)}
 
 
@@ -171,7 +175,9 @@ def environment() -> dict[str, str]:
 
 
 def say(step: str, message: str) -> None:
-    sys.stdout.write(f"[{time.perf_counter() - CLOCK:6.1f} s] {step:<9} {message}\n")  # in one piece: steps share the screen
+    sys.stdout.write(
+        f"[{time.perf_counter() - CLOCK:6.1f} s] {step:<9} {message}\n"
+    )  # in one piece: steps share the screen
     sys.stdout.flush()
 
 

@@ -35,7 +35,9 @@ def score_bars(scores: dict[str, dict[str, float]]) -> bytes:
         positions = [task + (place - (len(models) - 1) / 2) * width for task in range(len(scores))]
         panel.bar(positions, [row[model] for row in scores.values()], width, label=model)
     for task, row in enumerate(scores.values()):
-        panel.hlines(row["chance"], task - 0.45, task + 0.45, colors="black", linestyles="dashed", label="chance" * (task == 0))
+        panel.hlines(
+            row["chance"], task - 0.45, task + 0.45, colors="black", linestyles="dashed", label="chance" * (task == 0)
+        )
     panel.set_xticks(range(len(scores)), list(scores))
     panel.set(ylabel="precision@1", ylim=(0, 1))
     panel.legend()

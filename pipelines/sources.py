@@ -40,9 +40,7 @@ def check_layouts(name: str, given: tuple[Source, ...], registry: dict[str, str]
         raise ValueError(f"{name} is empty: name at least one source")
     for source in given:
         if source.layout not in registry:
-            raise ValueError(
-                f"{name}: unknown layout {source.layout!r}; use one of {', '.join(sorted(registry))}"
-            )
+            raise ValueError(f"{name}: unknown layout {source.layout!r}; use one of {', '.join(sorted(registry))}")
 
 
 def check_rejected(what: str, accepted: int, rejected: dict[str, int], most: float) -> None:

@@ -29,9 +29,7 @@ def packed_stream(row: dict, spec: BackboneSpec, bounds: ImageBounds | None = No
     )
 
 
-def mask(
-    row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: float, mae_ratio: float
-) -> MaskedBatch:
+def mask(row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: float, mae_ratio: float) -> MaskedBatch:
     """Replaces text tokens by the mask token with probability `mlm_ratio` and marks image tokens with probability `mae_ratio`.
 
     Special tokens and the first token of a sequence stay: nothing in the sequence comes before it to predict it from.

@@ -66,8 +66,11 @@ class Renderer:
         return [piece for piece in pieces if len(piece)]
 
     def first(self, content: Content) -> Rendered:
-        """The first sequence of the content: all of it where it fits the budget."""
-        return self.pieces(content)[0]
+        """The first sequence of the content: all of it where it fits the budget. Raises ValueError for empty content."""
+        pieces = self.pieces(content)
+        if not pieces:
+            raise ValueError("empty, no text and no image")
+        return pieces[0]
 
     def _segments(self, content: Content) -> list[tuple[str, bytes | None]]:
         """Neighbouring texts joined by a blank line, so that text is tokenized as it will be read."""

@@ -50,4 +50,6 @@ def check_task(task: EvalTask, bounds: ImageBounds) -> None:
     for number, query in enumerate(task.queries):
         pool = range(len(task.candidates)) if query.candidates is None else query.candidates
         if not query.positives or not set(query.positives) <= set(pool):
-            raise ValueError(f"task {task.name}, query {number}: right answers {query.positives} are not among its candidates")
+            raise ValueError(
+                f"task {task.name}, query {number}: right answers {query.positives} are not among its candidates"
+            )

@@ -12,15 +12,23 @@ from torch.nn.functional import cross_entropy
 from moca_core.loss import LossTerm
 
 
-def allowed_candidates(positive: torch.Tensor, group: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """[B, C] mask from the index of each query's positive [B], and the answer group [C] and validity [C] of all candidates."""
-    same_answer = group[positive][:, None] == group[None]
+def allowed_candidates(
+    positive: torch.Tensor, group: torch.Tensor, query: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """[B, C] mask from the index of each query's positive [B], and of all candidates [C] the answer group, the query that they are
+    right for, and whether they are there at all."""
+    same_answer = (group[positive][:, None] == group[None]) | (query[positive][:, None] == query[None])
     own = positive[:, None] == torch.arange(len(group), device=group.device)[None]
     return (valid[None] & ~same_answer) | own
 
 
 def infonce_loss(
-    queries: torch.Tensor, candidates: torch.Tensor, positive: torch.Tensor, allowed: torch.Tensor, *, temperature: float
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    positive: torch.Tensor,
+    allowed: torch.Tensor,
+    *,
+    temperature: float,
 ) -> tuple[LossTerm, LossTerm]:
     """(loss, accuracy) over queries, each with the number of queries.
 

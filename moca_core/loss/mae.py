@@ -1,6 +1,6 @@
 r"""Masked autoencoding.
 
-    L_MAE = 1/|M| sum over masked patches j of || x_j - d(h)_j ||^2 / dim(x_j)        (paper, Eq. 2)
+L_MAE = 1/|M| sum over masked patches j of || x_j - d(h)_j ||^2 / dim(x_j)        (paper, Eq. 2)
 """
 
 import torch

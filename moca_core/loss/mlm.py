@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from moca_core.loss import LossTerm
 
 
-def mlm_loss(hidden_states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, *, shift: bool = True) -> LossTerm:
+def mlm_loss(
+    hidden_states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, *, shift: bool = True
+) -> LossTerm:
     """Sum of -log p over labelled tokens, and their number.
 
     Args:

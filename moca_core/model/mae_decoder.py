@@ -22,7 +22,9 @@ class MaeDecoder(nn.Module):
         language = backbone.language_model
         self.layer = copy.deepcopy(language.layers[len(language.layers) // 2])
         self.projection = nn.Linear(spec.text_hidden, spec.group_size * spec.patch_values)
-        nn.init.normal_(self.projection.weight, std=language.config.initializer_range)
+        nn.init.normal_(
+            self.projection.weight, std=0.02
+        )  # as the authors; patches have unit deviation, so it starts near their mean
         nn.init.zeros_(self.projection.bias)
 
     def forward(

@@ -45,13 +45,13 @@ class Contrastive(nn.Module):
         device = self.encoder.backbone.device
         embeddings = self.encoder.embed(to_device(batch.stream, self.spec, device))  # [sequences, D]
         valid = torch.from_numpy(batch.candidate_valid).to(device)
-        group = torch.from_numpy(batch.candidate_group).to(device)
+        group, query = (torch.from_numpy(x).to(device) for x in (batch.candidate_group, batch.candidate_query))
         queries = embeddings[: batch.num_queries]
         own = embeddings.new_zeros(len(valid), embeddings.shape[1])
         own = own.masked_scatter(valid[:, None], embeddings[batch.num_queries :])
         per_query = len(valid) // batch.num_queries
         positive = torch.arange(batch.num_queries, device=device) * per_query + self.gather.rank * len(valid)
-        allowed = allowed_candidates(positive, self.gather.without_grad(group), self.gather.without_grad(valid))
+        allowed = allowed_candidates(positive, *map(self.gather.without_grad, (group, query, valid)))
         loss, accuracy = infonce_loss(
             queries, self.gather.with_grad(own), positive, allowed, temperature=self.temperature
         )

@@ -27,9 +27,7 @@ def folder_name(path: str) -> str:
     return posixpath.basename(posixpath.dirname(path))
 
 
-def parquet_rows(
-    fs: pafs.FileSystem, path: str, columns: list[str], optional: tuple[str, ...] = ()
-) -> Iterator[dict]:
+def parquet_rows(fs: pafs.FileSystem, path: str, columns: list[str], optional: tuple[str, ...] = ()) -> Iterator[dict]:
     """Rows of one Parquet file, a few at a time, with those of the `optional` columns that it has.
 
     Raises ValueError naming the columns that the layout needs and the file lacks.

@@ -12,7 +12,7 @@ COLUMNS = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
 
 
 def read_tasks(fs: pafs.FileSystem, path: str) -> Iterator[EvalTask]:
-    """Tasks of the file, or of every file of the folder. Raises ValueError and FileNotFoundError for broken rows: a score needs them all."""
+    """Tasks of the file, or of every file of the folder. Raises ValueError or FileNotFoundError for broken rows: a score needs all."""
     for unit in find_files(fs, path, ".parquet"):
         yield from _read_file(fs, unit["path"])
 

@@ -132,7 +132,9 @@ def bootstrap(
                 print(progress.line(row), flush=True)
 
         stream = causal_stream(documents, folder, spec, config)
-        train(engine, objective, stream, config, sum_over_ranks=lambda x: x, report=report, checkpoint=lambda done: None)
+        train(
+            engine, objective, stream, config, sum_over_ranks=lambda x: x, report=report, checkpoint=lambda done: None
+        )
         run.flush()
         save_backbone(model, folder, trained_weights(objective.state_dict()))
         storage.upload(folder, uri)

@@ -28,7 +28,9 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         check_layouts("corpus.sources", self.sources, sources.DOCUMENTS)
         if not 0 <= self.max_rejected_fraction < 1:
-            raise ValueError(f"corpus.max_rejected_fraction={self.max_rejected_fraction} must be at least 0 and below 1")
+            raise ValueError(
+                f"corpus.max_rejected_fraction={self.max_rejected_fraction} must be at least 0 and below 1"
+            )
 
 
 def corpus_step(config: CorpusConfig) -> Step:
@@ -49,15 +51,16 @@ def run(context: Context) -> dict:
     dataset = ray.data.from_items(items, override_num_blocks=len(units))
     dataset = dataset.map(partial(read_unit, units=units, bounds=config.bounds, uri=context.uri))
     files, rejected, by_source = [], Counter(), Counter()
-    images = done = 0
-    for row in dataset.iter_rows():
-        done += 1
+    images = 0
+    for done, row in enumerate(dataset.iter_rows(), 1):
         files += [[row["file"], row["documents"]]] if row["documents"] else []
         images += row["images"]
         rejected.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
         by_source.update(dict(zip(row["source_names"], row["source_counts"], strict=True)))
         if done % max(1, len(units) // 5) == 0:
-            context.say(f"{done}/{len(units)} units, {sum(n for _, n in files)} documents, {sum(rejected.values())} rejected")
+            context.say(
+                f"{done}/{len(units)} units, {sum(n for _, n in files)} documents, {sum(rejected.values())} rejected"
+            )
     documents = sum(count for _, count in files)
     context.run.log_metrics({"documents": documents, "images": images, "rejected": sum(rejected.values())})
     context.run.log_metrics({f"rejected/{reason}": count for reason, count in rejected.items()})

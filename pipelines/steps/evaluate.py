@@ -80,7 +80,9 @@ def score_model(model_uri: str, label: str, tasks: dict[str, str], max_tokens: i
 def score_task(embedder, task: EvalTask) -> float:
     queries = embedder.encode([query.content for query in task.queries])
     candidates = embedder.encode(task.candidates)
-    return float(np.mean([precision(query, vector, candidates) for query, vector in zip(task.queries, queries, strict=True)]))
+    return float(
+        np.mean([precision(query, vector, candidates) for query, vector in zip(task.queries, queries, strict=True)])
+    )
 
 
 def precision(query, vector: np.ndarray, candidates: np.ndarray) -> float:
@@ -90,9 +92,7 @@ def precision(query, vector: np.ndarray, candidates: np.ndarray) -> float:
 
 def chance(task: EvalTask) -> float:
     """What a model scores that ranks at random."""
-    return float(
-        np.mean([chance_at_1(len(q.candidates or task.candidates), len(q.positives)) for q in task.queries])
-    )
+    return float(np.mean([chance_at_1(len(q.candidates or task.candidates), len(q.positives)) for q in task.queries]))
 
 
 def score_table(scores: dict[str, dict[str, float]]) -> str:

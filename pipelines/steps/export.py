@@ -62,7 +62,9 @@ def summary(result: dict) -> dict:
     return shown
 
 
-def write_and_check(config: ExportConfig, spec: dict, trained: str, samples: list[str], card: str, uri: str) -> dict[str, float]:
+def write_and_check(
+    config: ExportConfig, spec: dict, trained: str, samples: list[str], card: str, uri: str
+) -> dict[str, float]:
     """Writes the folder, passes it through the parity gate on real held-out contents, and only then uploads it."""
     import torch
 
@@ -73,7 +75,11 @@ def write_and_check(config: ExportConfig, spec: dict, trained: str, samples: lis
     trained = storage.localize(trained)
     with tempfile.TemporaryDirectory() as folder:
         export_model(
-            trained, folder, BackboneSpec.from_dict(spec), max_tokens=config.max_tokens, dtype=getattr(torch, config.dtype)
+            trained,
+            folder,
+            BackboneSpec.from_dict(spec),
+            max_tokens=config.max_tokens,
+            dtype=getattr(torch, config.dtype),
         )
         (Path(folder) / "README.md").write_text(card)
         reference = Embedder(trained, max_tokens=config.max_tokens, device="cpu")

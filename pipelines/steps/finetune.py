@@ -36,7 +36,9 @@ class FinetuneConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size < 2:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 2: a query needs another's answer to tell from its own")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be at least 2: a query needs another's answer to tell from its own"
+            )
         if self.num_negatives < 0:
             raise ValueError(f"num_negatives={self.num_negatives} must be at least 0")
         if self.temperature <= 0:
@@ -106,9 +108,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
 
     def open_at(steps: range):
         sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
-        plan = pair_plan(
-            sizes, job["weights"], config.batch_size, steps, worker.rank, worker.world_size, config.seed
-        )
+        plan = pair_plan(sizes, job["weights"], config.batch_size, steps, worker.rank, worker.world_size, config.seed)
         fetch = {name: job[name] for name in ("tokenizer", "files", "rows_per_file", "rows_per_group")}
         return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch), tasks=job["data_tasks"])
 
@@ -132,5 +132,5 @@ def make_batch(
     for place in address["rows"]:
         file, row = locate(place, rows_per_file[source])
         pairs += map(row_to_pair, read_rows(files[source][file], [row], rows_per_group))
-    key = (config.seed, address["step"], address["rows"][0])
+    key = (config.seed, address["step"])
     return to_bytes(collate_pairs(pairs, renderer, num_negatives=config.num_negatives, key=key))

@@ -26,7 +26,9 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 8 or self.window < 1:
-            raise ValueError(f"pack.max_tokens={self.max_tokens} must be at least 8 and pack.window={self.window} at least 1")
+            raise ValueError(
+                f"pack.max_tokens={self.max_tokens} must be at least 8 and pack.window={self.window} at least 1"
+            )
 
 
 def pack_step(config: PackConfig) -> Step:
@@ -68,7 +70,9 @@ def run(context: Context) -> dict:
         context.say(f"{totals['rows']} rows, {totals['tokens']} tokens")
     fill = totals["tokens"] / (totals["rows"] * config.max_tokens)
     if fill < MIN_FILL:
-        context.say(f"rows are {fill:.1%} full, below {MIN_FILL:.0%}: the corpus is small for max_tokens={config.max_tokens}")
+        context.say(
+            f"rows are {fill:.1%} full, below {MIN_FILL:.0%}: the corpus is small for max_tokens={config.max_tokens}"
+        )
     context.run.log_metrics({**totals, "fill": fill, "cost_flops": cost_flops})
     context.run.log_dataset("corpus", corpus.uri, corpus.uri.rsplit("/", 1)[-1], "pack")
     return {"files": files, "rows_per_group": ROWS_PER_GROUP, **totals, "fill": fill, "cost_flops": cost_flops}

@@ -8,7 +8,15 @@ from functools import partial
 from cluster import storage
 from moca_core import sources
 from moca_core.data.images import ImageBounds
-from moca_core.data.schema import CANDIDATES, PAIRS, QUERIES, REJECTED, pairs_to_table, rejected_to_table, task_to_tables
+from moca_core.data.schema import (
+    CANDIDATES,
+    PAIRS,
+    QUERIES,
+    REJECTED,
+    pairs_to_table,
+    rejected_to_table,
+    task_to_tables,
+)
 from moca_core.data.validate import check_task, valid_pairs
 from moca_core.types import Pair, Rejected
 from pipelines.runner.step import Context, Step
@@ -56,7 +64,9 @@ def run(context: Context) -> dict:
     tasks: dict[str, dict] = {}
     rejected: Counter[str] = Counter()
     for done, row in enumerate(dataset.iter_rows(), 1):
-        for name, file, rows, candidates in zip(row["names"], row["files"], row["rows"], row["candidates"], strict=True):
+        for name, file, rows, candidates in zip(
+            row["names"], row["files"], row["rows"], row["candidates"], strict=True
+        ):
             if candidates:
                 tasks[name] = {"path": file, "queries": rows, "candidates": candidates}
             else:
@@ -74,7 +84,9 @@ def run(context: Context) -> dict:
     context.run.log_metrics({"rejected": sum(rejected.values())})
     for role, given in (("train", config.train), ("evaluate", config.evaluate)):
         for source in given:
-            context.run.log_dataset(f"{source.layout}-{role}", source.path or "builtin", source.identity()["content"], role)
+            context.run.log_dataset(
+                f"{source.layout}-{role}", source.path or "builtin", source.identity()["content"], role
+            )
     return {
         "train": dict(sorted(train.items())),
         "rows_per_group": ROWS_PER_GROUP,

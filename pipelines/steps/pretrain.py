@@ -57,7 +57,9 @@ def run(context: Context) -> dict:
     base, packed = context.inputs["base"], context.inputs["pack"]
     context.run.log_dataset("packed", packed.uri, packed.uri.rsplit("/", 1)[-1], "pretrain")
     epochs = config.steps * config.rows_per_step / packed.result["rows"]
-    context.say(f"{config.steps} steps of {config.rows_per_step} rows: {epochs:.1f} epochs of {packed.result['rows']} rows")
+    context.say(
+        f"{config.steps} steps of {config.rows_per_step} rows: {epochs:.1f} epochs of {packed.result['rows']} rows"
+    )
     return train_stage(
         context,
         worker_main,
@@ -75,12 +77,12 @@ def run(context: Context) -> dict:
 
 def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model made bidirectional, its objective, and this rank's stream of masked rows."""
+    import torch
+
     from moca_core.attention import make_bidirectional
     from moca_core.backbone import load_backbone
     from moca_core.objective.pretraining import MaskedModelling
     from pipelines.training.job import run_training
-
-    import torch
 
     config: PretrainConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])

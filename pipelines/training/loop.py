@@ -46,7 +46,9 @@ def train(
             [[float(objective.counts(batch)[name]) for name in names] for batch in batches], dtype=torch.float64
         )
         tokens = float(sum(len(batch.stream.input_ids) for batch in batches))
-        summed = sum_over_ranks(torch.cat([local.sum(0), torch.tensor([tokens], dtype=torch.float64)]).to(engine.device))
+        summed = sum_over_ranks(
+            torch.cat([local.sum(0), torch.tensor([tokens], dtype=torch.float64)]).to(engine.device)
+        )
         counts = dict(zip(names, summed[:-1].tolist(), strict=True))
         sums = torch.zeros(len(names), dtype=torch.float64, device=engine.device)
         for batch in batches:
@@ -57,7 +59,8 @@ def train(
         learning_rate = config.learning_rate_at(step)
         grad_norm = engine.step(learning_rate)
         means = {
-            name: value / max(1.0, counts[name]) for name, value in zip(names, sum_over_ranks(sums).tolist(), strict=True)
+            name: value / max(1.0, counts[name])
+            for name, value in zip(names, sum_over_ranks(sums).tolist(), strict=True)
         }
         total = sum(weight * means[name] for name, weight in objective.weights.items())
         if not torch.isfinite(torch.tensor([total, grad_norm])).all():

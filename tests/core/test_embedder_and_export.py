@@ -78,7 +78,7 @@ def test_company_and_order_never_change_a_vector(folder, embedder, monkeypatch):
 
 @pytest.mark.parametrize("empty", [(), (text(""),)])
 def test_empty_content_is_refused_by_its_place(embedder, empty):
-    with pytest.raises(ValueError, match="content 2 is empty"):
+    with pytest.raises(ValueError, match="content 2: empty"):
         embedder.encode([CONTENTS[0], CONTENTS[1], empty])
 
 

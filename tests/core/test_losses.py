@@ -139,7 +139,8 @@ def test_duplicates_and_missing_negatives_are_masked_and_foreign_negatives_count
     # queries 0..2 with two negatives each; the answers of 0 and 2 are the same; negative 4 equals the answer of 0
     group = torch.tensor([10, 11, 12, 20, 10, 22, 10, 0, 0])
     valid = torch.tensor([True] * 7 + [False, False])
-    allowed = allowed_candidates(torch.tensor([0, 3, 6]), group, valid)
+    query = torch.tensor([1, 0, 0, 2, 0, 0, 3, 0, 0])
+    allowed = allowed_candidates(torch.tensor([0, 3, 6]), group, query, valid)
     expected = [
         [1, 1, 1, 1, 0, 1, 0, 0, 0],
         [1, 1, 1, 1, 1, 1, 1, 0, 0],
@@ -172,3 +173,15 @@ def test_accuracy_counts_strict_winners():
     assert accuracy.sum.item() == 1
     _, accuracy = infonce_loss(queries, candidates * torch.nan, positive, allowed, temperature=0.03)
     assert accuracy.sum.item() == 0
+
+
+def test_two_right_answers_to_one_question_are_not_each_others_negatives():
+    group = torch.tensor([10, 20, 11, 21])  # two queries with one negative each, the answers differ
+    valid = torch.ones(4, dtype=torch.bool)
+    same, other = torch.tensor([7, 0, 7, 0]), torch.tensor([7, 0, 8, 0])
+    positive = torch.tensor([0, 2])
+    assert allowed_candidates(positive, group, same, valid).tolist() == [
+        [True, True, False, True],
+        [False, True, True, True],
+    ]
+    assert allowed_candidates(positive, group, other, valid).all()

@@ -1,0 +1,154 @@
+"""The whole system as a user runs it, held to what the README promises."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.e2e.conftest import REJECTED, ROOT, broken_corpus, pipeline, png
+
+STEPS = ("corpus", "pairs", "base", "pack", "pretrain", "finetune", "evaluate", "export")
+
+
+def record(finished, step: str) -> dict:
+    return json.loads((finished.root / "latest" / step / "record.json").read_text())
+
+
+def test_a_killed_worker_does_not_stop_the_run(finished):
+    assert finished.run.killed, finished.run.output[-3000:]
+    assert finished.run.code == 0, finished.run.output[-3000:]
+    resumed = re.search(r"pretrain: resumed from the checkpoint of step (\d+)", finished.run.output)
+    assert resumed and int(resumed[1]) in (4, 8)  # the newest of every 4 steps before the 10th; the last may be lost
+    assert record(finished, "pretrain")["result"]["restarts"] == 1
+    assert [step for step in STEPS if not (finished.root / "latest" / step / "record.json").exists()] == []
+
+
+def test_broken_documents_are_counted_by_reason_and_kept_aside(finished):
+    result = record(finished, "corpus")["result"]
+    assert result["rejected"] == REJECTED and result["documents"] > 100
+    aside = pq.read_table(finished.root / "latest" / "corpus" / "rejected").to_pylist()
+    assert sorted(row["reason"] for row in aside) == sorted(REJECTED) and all(row["detail"] for row in aside)
+
+
+def test_packs_are_full_and_within_their_budget(finished):
+    result = record(finished, "pack")["result"]
+    lengths = [
+        len(ids)
+        for file, _ in result["files"]
+        for ids in pq.read_table(finished.root / "latest" / "pack" / file)["input_ids"].to_pylist()
+    ]
+    assert max(lengths) <= 512 and sum(lengths) == result["tokens"] and result["fill"] >= 0.97
+
+
+def test_losses_fall(finished):
+    for step in ("base", "pretrain"):
+        result = record(finished, step)["result"]
+        assert all(result["last"][name] < result["first"][name] for name in result["first"]), (step, result)
+
+
+def test_mlflow_has_one_parent_and_a_run_per_step_with_what_matters(finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.root}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "moca"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    first = min(parents, key=lambda run: run.info.start_time)
+    children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == first.info.run_id}
+    assert set(children) == set(STEPS) and all(run.info.status == "FINISHED" for run in children.values())
+    metrics = children["pretrain"].data.metrics
+    assert {"mlm", "mae", "total", "learning_rate", "tokens_per_s", "data_wait", "grad_norm"} <= set(metrics)
+    assert children["pretrain"].data.params["mlm_ratio"] == "0.4"
+    assert {"contrastive", "accuracy"} <= set(children["finetune"].data.metrics)
+    (dataset,) = children["pretrain"].inputs.dataset_inputs
+    assert dataset.dataset.digest == (finished.root / "latest" / "pack").resolve().name
+    assert "losses.png" in [a.path for a in client.list_artifacts(children["pretrain"].info.run_id)]
+    history = client.get_metric_history(children["pretrain"].info.run_id, "mlm")
+    assert {0, 1, 3, 23} <= {point.step for point in history}
+
+
+def test_tracked_model_embeds_texts(finished):
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{finished.root}/mlflow.db")
+    model = mlflow.pyfunc.load_model(record(finished, "export")["result"]["tracked_model"])
+    vectors = np.array(model.predict(["a schematic", "a board"]))
+    assert vectors.shape == (2, 64) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_the_exported_folder_embeds_text_images_and_both(finished, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder = finished.root / "latest" / "export" / "model"
+    (tmp_path / "figure.png").write_bytes(png(80, 50))
+    command = [
+        sys.executable,
+        "pipelines/embed.py",
+        "--model",
+        str(folder),
+        "a schematic",
+        str(tmp_path / "figure.png"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = np.array([json.loads(line)["vector"] for line in done.stdout.splitlines()])
+    from PIL import Image
+
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(["a schematic", Image.open(tmp_path / "figure.png")])
+    assert np.allclose((ours * theirs).sum(1), 1, atol=1e-4)
+    card = (folder / "README.md").read_text()
+    assert "chance" in card and "finetune" in card
+    cosine = record(finished, "export")["result"]["cosine"]
+    assert min(cosine.values()) > 0.9999 and set(cosine) == {"packed", "sentence_transformers"}
+
+
+def test_embed_refuses_what_it_cannot_embed(finished, tmp_path, capsys):
+    from pipelines.embed import main
+
+    folder = str(finished.root / "latest" / "export" / "model")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00\x80")
+    for item, message in (
+        (str(tmp_path / "text.png"), "not_an_image"),
+        (str(tmp_path / "none.png"), "no such file"),
+        (str(tmp_path / "bytes.bin"), "neither an image"),
+        ("  ", "empty"),
+    ):
+        assert main(["--model", folder, item]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["--model", str(tmp_path), "a text"]) == 2
+    assert "no config.json" in capsys.readouterr().err
+
+
+def test_a_second_run_skips_every_step_and_says_why(finished):
+    started = time.perf_counter()
+    again = pipeline("--recipe", str(finished.recipe), "--root", str(finished.root))
+    assert again.code == 0 and time.perf_counter() - started < 60, again.output
+    for step in STEPS:
+        assert re.search(rf"{step} +skipped \(unchanged since", again.output), again.output
+    assert "started" not in again.output
+
+
+def test_another_mask_ratio_would_run_pretraining_and_what_follows_alone(finished):
+    arguments = ["--recipe", str(finished.recipe), "--root", str(finished.root), "--set", "pretrain.mlm_ratio=0.3"]
+    plan = pipeline(*arguments, "--dry-run").output
+    verdicts = {words[1]: words[0] for words in map(str.split, plan.splitlines()) if words[0] in ("run", "skip")}
+    assert verdicts == {s: "skip" if s in ("corpus", "pairs", "base", "pack") else "run" for s in STEPS}
+    assert "mlm_ratio: 0.4 -> 0.3" in plan and "pretrain changed" in plan
+
+
+@pytest.mark.parametrize("share", [0.5])
+def test_a_mostly_broken_corpus_stops_with_the_reasons(tmp_path, share):
+    broken_corpus(tmp_path / "broken")
+    source = f"corpus.sources=[{{layout: moca, path: {tmp_path}/broken}}]"
+    arguments = ["--until", "corpus", "--root", str(tmp_path / "root"), "--set", source]
+    stopped = pipeline(*arguments, "--set", f"corpus.max_rejected_fraction={share}")
+    assert stopped.code == 1
+    assert "5 of 6 rows rejected" in stopped.output and "image_truncated 1" in stopped.output
+    assert "Traceback" not in stopped.output
+    assert not list((tmp_path / "root" / "corpus").glob("*/record.json"))

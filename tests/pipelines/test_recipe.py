@@ -1,0 +1,82 @@
+"""Recipes and the only ways to change them: every refusal names the key, the value and what would be right."""
+
+import pytest
+
+from pipelines import full
+from pipelines.recipe import RECIPES, load_recipe, named_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds(name):
+    assert named_recipe(name).pretrain.mae_weight == 0.5  # the paper's w
+
+
+def test_overrides_reach_their_field_with_the_field_s_type():
+    recipe = load_recipe(
+        "demo",
+        [
+            "pretrain.learning_rate=2e-6",
+            "pretrain.shift=false",
+            "base.tiny.text_layers=2",
+            "finetune.weights={digit_to_name: 1}",
+        ],
+    )
+    assert recipe.pretrain.learning_rate == 2e-6 and recipe.pretrain.shift is False
+    assert recipe.base.tiny.text_layers == 2
+    assert recipe.finetune.weights == {"digit_to_name": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.mlm_ration=0.3", r"pretrain.mlm_ration=0.3: no such setting; did you mean mlm_ratio\?"),
+        ("pretrian.mlm_ratio=0.3", r"no such setting; did you mean pretrain\?"),
+        ("pretrain.mlm_ratio=high", "pretrain.mlm_ratio='high' must be of type float"),
+        ("pretrain.steps=1.5", "pretrain.steps=1.5 must be of type int"),
+        ("pretrain.steps=true", "pretrain.steps=True must be of type int"),
+        ("pretrain.shift=1", "pretrain.shift=1 must be of type bool"),
+        ("pretrain.precision=fp8", "pretrain.precision='fp8' must be one of fp32, bf16"),
+        ("pretrain.mlm_ratio=1.5", "mlm_ratio=1.5 must be at least 0 and below 1"),
+        ("pretrain.mae_ratio=0", "mae_ratio=0.0 with mae_weight=0.5: both are 0"),
+        ("pretrain.rows_per_step=3", "pretrain.rows_per_step=3 must be a multiple of cluster.num_workers=2"),
+        ("finetune.batch_size=33", "finetune.batch_size=33 must be a multiple of cluster.num_workers=2"),
+        ("export.max_tokens=64", "export.max_tokens=64 must be at least finetune.max_tokens"),
+        ("corpus.sources=[{layout: obelix, path: x}]", "unknown layout 'obelix'; use one of builtin, moca, obelics"),
+        ("corpus.sources=[{layout: obelics}]", "every layout but 'builtin' needs a path"),
+        ("corpus.sources=[{layout: obelics, pth: x}]", "no such setting; there are layout, path"),
+        ("cluster.zero_stage=0", "zero_stage 0 must be 1, 2 or 3"),
+        ("mlm_ratio=0.3", "stage.key=value is expected"),
+        ("pretrain", "stage.key=value is expected"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_starts(override, message, capsys, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("demo", [override])
+    assert full.main(["--recipe", "demo", "--set", override, "--root", str(tmp_path / "root")]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_yaml_recipe_changes_the_one_it_starts_from(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: demo\npretrain: {mlm_ratio: 0.2}\ncorpus:\n  sources: [{layout: obelics, path: x}]\n")
+    recipe = load_recipe(str(path), ["pretrain.mae_ratio=0.6"])
+    assert (recipe.pretrain.mlm_ratio, recipe.pretrain.mae_ratio) == (0.2, 0.6)
+    assert recipe.corpus.sources[0].layout == "obelics"
+    assert recipe.finetune == load_recipe("demo", []).finetune
+    path.write_text("- a list\n")
+    with pytest.raises(ValueError, match="must hold sections"):
+        load_recipe(str(path), [])
+    with pytest.raises(ValueError, match="unknown recipe 'dmo'"):
+        load_recipe("dmo", [])
+    with pytest.raises(ValueError, match="does not exist"):
+        load_recipe(str(tmp_path / "none.yaml"), [])
+
+
+def test_dry_run_plans_and_runs_nothing(tmp_path, capsys):
+    assert full.main(["--dry-run", "--root", str(tmp_path / "root")]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[:2] for line in printed.splitlines()[1:]] == [
+        ["run", name] for name in ("corpus", "pairs", "base", "pack", "pretrain", "finetune", "evaluate", "export")
+    ]
+    assert not (tmp_path / "root").exists()
