@@ -9,11 +9,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _connecting = threading.Lock()
 
 # Ray Data counts a consumer that is busy elsewhere (a long checkpoint, a slow step) and a long task as no progress.
 _NO_PROGRESS_S = 7200
+_REST_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,30 @@ def set_data_defaults() -> None:
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # a ValueError of ours, not "UDF failed to process a data block"
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    if RestBetweenSteps not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(RestBetweenSteps)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+class RestBetweenSteps:
+    """A Ray Data execution callback that lets the scheduling thread sleep a little in every turn of its loop.
+
+    While a consumer is slower than its stream and no task runs, that loop (Ray 2.60) spins without a pause: in a training
+    worker it takes the interpreter from the training thread (figures in docs/log.md).
+    """
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(_REST_S)
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
 def calm_ray_logs() -> None:

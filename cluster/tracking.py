@@ -44,7 +44,7 @@ def open_tracker(uri: str, experiment: str, artifact_root: str) -> "Tracker":
     MLflow.
     """
     client = _client(uri)
-    found = client.get_experiment_by_name(experiment)
+    found = _first_contact(client, uri, experiment)
     if found is None:
         location = (
             artifact_root if not is_local(artifact_root) else os.path.abspath(artifact_root.removeprefix("file://"))
@@ -55,6 +55,22 @@ def open_tracker(uri: str, experiment: str, artifact_root: str) -> "Tracker":
             f"the MLflow experiment {experiment!r} at {uri} is deleted: restore it there, or choose another name"
         )
     return Tracker(client, found.experiment_id)
+
+
+def _first_contact(client: "MlflowClient", uri: str, experiment: str) -> Any:
+    """The experiment, or None. A server that does not answer is a ValueError within a minute, not after all of MLflow's retries."""
+    from mlflow.exceptions import MlflowException
+
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+    unset = {name: value for name, value in patience.items() if name not in os.environ}
+    os.environ.update(unset)
+    try:
+        return client.get_experiment_by_name(experiment)
+    except MlflowException as error:
+        raise ValueError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0][:300]}") from None
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 def attach(uri: str, run_id: str) -> "Run":

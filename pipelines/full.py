@@ -45,7 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         return 0
     try:
-        artifacts = run_tracked(recipe, plan, root, tracking_uri)
+        tracker = tracking.open_tracker(
+            tracking_uri, recipe.tracking.experiment, storage.join(root, "mlflow-artifacts")
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        artifacts = run_tracked(recipe, plan, root, tracking_uri, tracker)
     except StepFailed as failure:
         cause = (
             getattr(failure.__cause__, "cause", None) or failure.__cause__
@@ -85,9 +92,10 @@ def resolve_root(given: str | None, recipe: str) -> str:
     return str(Path("runs", name).absolute())
 
 
-def run_tracked(recipe: Recipe, plan: list[Planned], root: str, tracking_uri: str) -> dict[str, Artifact]:
+def run_tracked(
+    recipe: Recipe, plan: list[Planned], root: str, tracking_uri: str, tracker: tracking.Tracker
+) -> dict[str, Artifact]:
     """Runs the plan under one MLflow parent run, with one nested run per step."""
-    tracker = tracking.open_tracker(tracking_uri, recipe.tracking.experiment, storage.join(root, "mlflow-artifacts"))
     versions = environment()
     parent = tracker.start_run(f"pipeline {Path(root).name}", tags={"root": root, **versions})
     parent.log_params(flatten(canonical_settings(recipe)))

@@ -24,7 +24,10 @@ class Source:
             from moca_core.sources import builtin
 
             return {"layout": self.layout, "content": builtin.digest()}
-        return {"layout": self.layout, "content": storage.digest(self.path)}
+        try:
+            return {"layout": self.layout, "content": storage.digest(self.path)}
+        except OSError as error:
+            raise ValueError(f"source {self.path} cannot be read: {error}") from None
 
     def adapter(self, registry: dict[str, str]):
         return sources.adapter(registry, self.layout)

@@ -44,7 +44,7 @@ def table_writer(uri: str, schema: pa.Schema, rows_per_group: int) -> Iterator[T
     writer = TableWriter(sink, schema, rows_per_group)
     yield writer
     writer.close()
-    storage.write_atomic(uri, sink.getvalue())
+    storage.write_atomic(uri, sink.getvalue().to_pybytes())
 
 
 @lru_cache(maxsize=32)

@@ -1,10 +1,11 @@
 """MMEB training Parquet: query and positive as text with an image path, negatives as strings that hold a Python list.
 
-Image paths are relative to the file's folder. The task is the file's name and the modalities of both sides, so that one file may
-hold several tasks ("mmeb_train/text-to-image").
+Image paths are relative to the file's folder. A task is the folder, the file without its shard number and the modalities of both
+sides, so that one file may hold several tasks ("kicad/mmeb_train/text-to-image").
 """
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pyarrow.fs as pafs
@@ -22,7 +23,7 @@ def list_units(fs: pafs.FileSystem, path: str) -> list[dict]:
 
 def read_pairs(fs: pafs.FileSystem, unit: dict) -> Iterator[Pair | Rejected]:
     path = unit["path"]
-    stem = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+    name = task_name(path)
     for number, row in enumerate(parquet_rows(fs, path, COLUMNS)):
         try:
             query = content(fs, path, row["qry"], row["qry_image_path"])
@@ -34,7 +35,14 @@ def read_pairs(fs: pafs.FileSystem, unit: dict) -> Iterator[Pair | Rejected]:
         except ValueError as error:
             yield Rejected("malformed_row", str(error), f"{path} row {number}")
         else:
-            yield Pair(f"{stem}/{modality(query)}-to-{modality(positive)}", query, (positive,), negatives)
+            yield Pair(f"{name}/{modality(query)}-to-{modality(positive)}", query, (positive,), negatives)
+
+
+def task_name(path: str) -> str:
+    """Folder and file, shards of one split taken together: ".../MSCOCO/train-00001-of-00004.parquet" is "MSCOCO/train"."""
+    folder, file = ("", *path.rsplit("/", 2))[-2:]
+    stem = re.sub(r"-\d+-of-\d+$", "", file.removesuffix(".parquet"))
+    return f"{folder}/{stem}" if folder else stem
 
 
 def content(fs: pafs.FileSystem, path: str, text: str | None, image_path: str | None) -> Content:

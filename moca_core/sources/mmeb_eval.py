@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pyarrow.fs as pafs
 
 from moca_core.sources.listing import find_files, parquet_rows
-from moca_core.sources.mmeb import content, modality
+from moca_core.sources.mmeb import content, modality, task_name
 from moca_core.types import Content, EvalTask, Query, content_id
 
 COLUMNS = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
@@ -18,7 +18,7 @@ def read_tasks(fs: pafs.FileSystem, path: str) -> Iterator[EvalTask]:
 
 
 def _read_file(fs: pafs.FileSystem, path: str) -> Iterator[EvalTask]:
-    stem = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+    stem = task_name(path)
     queries: dict[str, list[Query]] = {}
     pools: dict[str, dict[str, int]] = {}
     contents: dict[str, list[Content]] = {}

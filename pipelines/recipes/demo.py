@@ -21,18 +21,16 @@ def recipe() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(sources=builtin),
         pack=PackConfig(max_tokens=1024),
-        base=BaseConfig(steps=100, learning_rate=2e-3, seed=0),
-        pretrain=PretrainConfig(steps=150, learning_rate=1e-3, rows_per_step=2),
+        base=BaseConfig(steps=150, learning_rate=2e-3, seed=0),
+        pretrain=PretrainConfig(steps=250, learning_rate=1e-3, rows_per_step=2),
         pairs=PairsConfig(train=builtin, evaluate=builtin),
         finetune=FinetuneConfig(
-            steps=300,
+            steps=450,
             learning_rate=2e-3,
             batch_size=32,
             num_negatives=1,
             temperature=0.06,  # at the paper's 0.03 a model this young learns at half the pace (docs/log.md)
             max_tokens=256,
-            # digits and plots are cheap and learnable; pages are here to be beaten at larger sizes
-            weights={"digit_to_name": 3.0, "text_to_plot": 4.0, "summary_to_text": 3.0, "summary_to_page": 0.5},
         ),
         evaluate=EvaluateConfig(max_tokens=256),
         export=ExportConfig(name="moca-demo", max_tokens=1024),

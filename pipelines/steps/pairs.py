@@ -67,6 +67,8 @@ def run(context: Context) -> dict:
         for name, file, rows, candidates in zip(
             row["names"], row["files"], row["rows"], row["candidates"], strict=True
         ):
+            if candidates and name in tasks:
+                raise ValueError(f"two evaluation tasks are called {name}; rename a file or its folder")
             if candidates:
                 tasks[name] = {"path": file, "queries": rows, "candidates": candidates}
             else:

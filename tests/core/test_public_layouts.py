@@ -152,11 +152,11 @@ def test_mmeb_eval(images):
     ]
     tasks = list(mmeb_eval.read_tasks(FS, write(images / "test.parquet", rows)["path"]))
     first, second = tasks
-    assert first.name == "test/text-to-text"
+    assert first.name == f"{images.name}/test/text-to-text"
     assert first.candidates == ((text("yes"),), (text("no"),), (text("maybe"),))
     # the right answer leads, whoever else asked for it first; a candidate given twice is one
     assert first.queries == (Query((text("first"),), (0,), (0, 1)), Query((text("second"),), (1,), (1, 2)))
-    assert second.name == "test/image-to-image"
+    assert second.name == f"{images.name}/test/image-to-image"
     assert second.queries == (Query((Segment(image=A), text("third")), (0,), (0, 1)),)
     assert second.candidates == ((Segment(image=B),), (Segment(image=A),))
     for task in tasks:
@@ -224,7 +224,7 @@ def test_kicad_pairs():
     (unit,) = mmeb.list_units(FS, str(KICAD / "mmeb_train.parquet"))
     items = list(valid_pairs(mmeb.read_pairs(FS, unit), ImageBounds()))
     assert len(items) == 494 and reasons(items) == [None] * 494
-    assert {p.source for p in items} == {"mmeb_train/text-to-image", "mmeb_train/image-to-text"}
+    assert {p.source for p in items} == {"kicad/mmeb_train/text-to-image", "kicad/mmeb_train/image-to-text"}
     assert all(len(p.positives) == 1 for p in items) and any(p.negatives for p in items)
 
 
@@ -243,3 +243,9 @@ def test_kicad_queries():
         right = mmeb.content(FS, str(KICAD / "x"), row["tgt_text"][0], row["tgt_img_path"][0])
         assert [task.candidates[i] for i in query.positives] == [right]
         assert len(query.candidates) == len(set(zip(row["tgt_text"], row["tgt_img_path"], strict=True)))
+
+
+def test_shards_of_one_split_are_one_task_and_equal_files_of_two_folders_are_two():
+    assert mmeb.task_name("/data/MSCOCO/train-00001-of-00004.parquet") == "MSCOCO/train"
+    assert mmeb.task_name("bucket/VQA/train-00000-of-00001.parquet") == "VQA/train"
+    assert mmeb.task_name("pairs.parquet") == "pairs"

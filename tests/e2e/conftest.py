@@ -84,7 +84,7 @@ def recipe_file(folder: Path) -> Path:
         "base": {"tiny": {**tiny, "max_image_px": 112 * 112}, "steps": 6, "max_tokens": 512},
         "pretrain": {"steps": 24},
         "pairs": {"train": given["train"], "evaluate": given["evaluate"]},
-        "finetune": {"steps": 4, "batch_size": 8, "max_tokens": 128, "weights": {}},
+        "finetune": {"steps": 4, "batch_size": 8, "max_tokens": 128},
         "evaluate": {"max_tokens": 128},
         "export": {"name": "short", "max_tokens": 512},
         "tracking": {"log_every_steps": 2, "checkpoint_every_steps": 4},

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TREE = re.compile(r"```\n(.*?)```", re.DOTALL)
+TREE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def tree_paths() -> dict[str, str]:

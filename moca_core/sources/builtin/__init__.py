@@ -15,7 +15,7 @@ Same installation, same bytes: `digest()` says which installation.
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
 
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 """Raise this when a change of the code in this package changes what comes out."""
 
 

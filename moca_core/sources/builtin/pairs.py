@@ -28,12 +28,12 @@ from moca_core.sources.builtin.prose import shorten
 from moca_core.sources.builtin.split import rng_of, stable_hash
 from moca_core.types import Content, EvalTask, Pair, Query, Segment
 
-# Training pairs: enough for a few epochs of the CPU demo.
+# Training pairs: enough for a few epochs of the CPU demo, in the proportions in which it should see the tasks.
 DIGIT_PAIRS = 1500
-PLOT_VARIANTS = 38  # of each of the 40 combinations: 1520 pairs
+PLOT_VARIANTS = 50  # of each of the 40 combinations: 2000 pairs
 PLOT_UNITS = 2
-TEXTS_PER_PACKAGE = 420  # about 3000 pairs in all; three packages have fewer entries
-PAGES_PER_PACKAGE = 125  # 1000 pairs
+TEXTS_PER_PACKAGE = 220  # about 1700 pairs
+PAGES_PER_PACKAGE = 40  # 320 pairs: a batch of pages costs as much as three of the others
 ANSWER_CHARS = 300
 HARD_NEGATIVES = 2  # at most, for about half of the summary_to_text pairs
 _WITH_NEGATIVES_PERCENT = 60  # of the pairs: some of these have no neighbours to take them from
