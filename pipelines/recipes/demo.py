@@ -21,11 +21,11 @@ def recipe() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(sources=builtin),
         pack=PackConfig(max_tokens=1024),
-        base=BaseConfig(steps=150, learning_rate=2e-3, seed=0),
-        pretrain=PretrainConfig(steps=250, learning_rate=1e-3, rows_per_step=2),
+        base=BaseConfig(steps=120, learning_rate=2e-3, seed=0),
+        pretrain=PretrainConfig(steps=200, learning_rate=1e-3, rows_per_step=2),
         pairs=PairsConfig(train=builtin, evaluate=builtin),
         finetune=FinetuneConfig(
-            steps=450,
+            steps=380,
             learning_rate=2e-3,
             batch_size=32,
             num_negatives=1,

@@ -76,8 +76,7 @@ def recipe() -> Recipe:
             shift=True,  # PAPER, Eq. 1 (CODE: no shift)
         ),
         pairs=PairsConfig(
-            # One Parquet file per task, and named after it: two files of one name would become one task. Images lie
-            # below the folder of the file.
+            # One folder per task, its shards in it; the images lie below the same folder.
             train=(Source("mmeb", f"{BUCKET}/finetune/mmeb"),),
             evaluate=(Source("mmeb", f"{BUCKET}/evaluate/mmeb"),),
         ),
