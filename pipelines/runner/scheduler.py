@@ -36,7 +36,8 @@ def run_plan(
     waiting = [p for p in plan if not p.done]
     running: dict[Future, Planned] = {}
     failure: tuple[Planned, BaseException] | None = None
-    with ThreadPoolExecutor(max_workers=max(1, len(waiting)), thread_name_prefix="step") as pool:
+    pool = ThreadPoolExecutor(max_workers=max(1, len(waiting)), thread_name_prefix="step")
+    try:
         while running or (waiting and not failure):
             ready = [] if failure else [p for p in waiting if all(n in artifacts for n in p.step.needs)]
             for planned in ready:
@@ -51,6 +52,8 @@ def run_plan(
                     failure = failure or (planned, error)
                 else:
                     artifacts[planned.step.name] = future.result()
+    finally:
+        pool.shutdown(wait=False)  # an interrupt must not wait for a training run
     if failure:
         raise StepFailed(failure[0].step.name) from failure[1]
     return artifacts

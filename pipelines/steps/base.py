@@ -37,8 +37,10 @@ class BaseConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model and not storage.is_local(self.model) and "://" not in self.model:
-            raise ValueError(f"base.model={self.model!r} is neither a folder nor a name on the hub")
+        if self.model and storage.is_local(self.model) and not self.on_hub() and not os.path.isdir(self.model):
+            raise ValueError(
+                f"base.model={self.model!r} is neither a folder, an s3:// URI nor a name on the hub (owner/name)"
+            )
 
     def on_hub(self) -> bool:
         return bool(self.model and HUB_NAME.fullmatch(self.model) and not os.path.exists(self.model))

@@ -38,6 +38,7 @@ def run(context: Context) -> dict:
     """Result: {"scores": {task: {"chance", model: precision@1}}, "queries": {task: count}}."""
     config: EvaluateConfig = context.config
     pairs = context.inputs["pairs"]
+    context.run.log_dataset("tasks", pairs.uri, pairs.uri.rsplit("/", 1)[-1], "evaluate")
     tasks = {name: pairs.path(task["path"]) for name, task in pairs.result["tasks"].items()}
     gpus = min(1, context.execution.cluster.gpus_per_worker)
     jobs = [
