@@ -98,11 +98,11 @@ def test_mmeb_places_texts_and_images(images):
     items = list(mmeb.read_pairs(FS, write(images / "train.parquet", rows)))
     a, b = Segment(image=A), Segment(image=B)
     assert items == [
-        Pair("train/image-to-text", (a, text("what is it?")), ((text("p"),),)),
-        Pair("train/image-to-image", (text("look "), a, text(" here")), ((b,),)),
-        Pair("train/image-to-text", (b, text("no mark")), ((text("p"),),)),
-        Pair("train/text-to-text", (text("q"),), ((text("p"),),), ((text("it's"),), (a,))),
-        Pair("train/text-to-text", (text("q"),), ((text("p"),),)),
+        Pair("set/train/image-to-text", (a, text("what is it?")), ((text("p"),),)),
+        Pair("set/train/image-to-image", (text("look "), a, text(" here")), ((b,),)),
+        Pair("set/train/image-to-text", (b, text("no mark")), ((text("p"),),)),
+        Pair("set/train/text-to-text", (text("q"),), ((text("p"),),), ((text("it's"),), (a,))),
+        Pair("set/train/text-to-text", (text("q"),), ((text("p"),),)),
     ]
 
 
