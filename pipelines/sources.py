@@ -44,16 +44,3 @@ def check_layouts(name: str, given: tuple[Source, ...], registry: dict[str, str]
     for source in given:
         if source.layout not in registry:
             raise ValueError(f"{name}: unknown layout {source.layout!r}; use one of {', '.join(sorted(registry))}")
-
-
-def check_rejected(what: str, accepted: int, rejected: dict[str, int], most: float) -> None:
-    """Raises ValueError where more than the stated fraction was rejected, or nothing is left."""
-    bad = sum(rejected.values())
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items(), key=lambda r: -r[1]))
-    if accepted == 0:
-        raise ValueError(f"{what}: nothing usable in {bad} rows ({reasons or 'the sources are empty'})")
-    if bad > most * (accepted + bad):
-        raise ValueError(
-            f"{what}: {bad} of {accepted + bad} rows rejected ({reasons}), more than max_rejected_fraction={most}; "
-            "mend the source, or raise the fraction if that is how it is"
-        )

@@ -7,11 +7,12 @@ from functools import partial
 from cluster import storage
 from moca_core import sources
 from moca_core.data.images import ImageBounds
-from moca_core.data.schema import CORPUS, REJECTED, documents_to_table, rejected_to_table
+from moca_core.data.schema import CORPUS, documents_to_table
 from moca_core.data.validate import valid_documents
 from moca_core.types import Document, Rejected
+from pipelines.rejections import check_fraction, check_rejected, write_rejected
 from pipelines.runner.step import Context, Step
-from pipelines.sources import Source, check_layouts, check_rejected
+from pipelines.sources import Source, check_layouts
 from pipelines.tables import batched, table_writer
 
 ROWS_PER_GROUP = 64
@@ -27,10 +28,7 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         check_layouts("corpus.sources", self.sources, sources.DOCUMENTS)
-        if not 0 <= self.max_rejected_fraction < 1:
-            raise ValueError(
-                f"corpus.max_rejected_fraction={self.max_rejected_fraction} must be at least 0 and below 1"
-            )
+        check_fraction("corpus.max_rejected_fraction", self.max_rejected_fraction)
 
 
 def corpus_step(config: CorpusConfig) -> Step:
@@ -102,18 +100,13 @@ def read_unit(item: dict, *, units: list[dict], bounds: ImageBounds, uri: str) -
             writer.write(documents_to_table(documents))
             by_source.update(d.source for d in documents)
             images += sum(count_images(d) for d in documents)
-    if rejected:
-        with table_writer(storage.join(uri, f"rejected/part-{number:05d}.parquet"), REJECTED, ROWS_PER_GROUP) as aside:
-            aside.write(rejected_to_table(rejected))
-    reasons = Counter(r.reason for r in rejected)
     return {
         "file": name,
         "documents": writer.rows,
         "images": images,
-        "reasons": list(reasons),
-        "reason_counts": list(reasons.values()),
         "source_names": list(by_source),
         "source_counts": list(by_source.values()),
+        **write_rejected(uri, number, rejected),
     }
 
 

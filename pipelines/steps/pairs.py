@@ -12,15 +12,14 @@ from moca_core.data.schema import (
     CANDIDATES,
     PAIRS,
     QUERIES,
-    REJECTED,
     pairs_to_table,
-    rejected_to_table,
     task_to_tables,
 )
 from moca_core.data.validate import check_task, valid_pairs
 from moca_core.types import Pair, Rejected
+from pipelines.rejections import check_fraction, check_rejected, write_rejected
 from pipelines.runner.step import Context, Step
-from pipelines.sources import Source, check_layouts, check_rejected
+from pipelines.sources import Source, check_layouts
 from pipelines.tables import table_writer
 
 ROWS_PER_GROUP = 16
@@ -38,8 +37,7 @@ class PairsConfig:
     def __post_init__(self) -> None:
         check_layouts("pairs.train", self.train, sources.PAIRS)
         check_layouts("pairs.evaluate", self.evaluate, sources.TASKS)
-        if not 0 <= self.max_rejected_fraction < 1:
-            raise ValueError(f"pairs.max_rejected_fraction={self.max_rejected_fraction} must be at least 0 and below 1")
+        check_fraction("pairs.max_rejected_fraction", self.max_rejected_fraction)
 
 
 def pairs_step(config: PairsConfig) -> Step:
@@ -118,17 +116,12 @@ def read_train(number: int, source: Source, unit: dict, bounds: ImageBounds, uri
         files.append(f"train/{name}/part-{number:05d}.parquet")
         with table_writer(storage.join(uri, files[-1]), PAIRS, ROWS_PER_GROUP) as writer:
             writer.write(pairs_to_table(pairs))
-    if rejected:
-        with table_writer(storage.join(uri, f"rejected/part-{number:05d}.parquet"), REJECTED, ROWS_PER_GROUP) as aside:
-            aside.write(rejected_to_table(rejected))
-    reasons = Counter(r.reason for r in rejected)
     return {
         "names": list(by_task),
         "files": files,
         "rows": [len(pairs) for pairs in by_task.values()],
         "candidates": [0] * len(by_task),
-        "reasons": list(reasons),
-        "reason_counts": list(reasons.values()),
+        **write_rejected(uri, number, rejected),
     }
 
 
@@ -147,5 +140,5 @@ def read_tasks(number: int, source: Source, unit: dict, bounds: ImageBounds, uri
         files.append(folder)
         queries.append(len(task.queries))
         candidates.append(len(task.candidates))
-    none = {"reasons": [], "reason_counts": []}
-    return {"names": names, "files": files, "rows": queries, "candidates": candidates, **none}
+    nothing_rejected = write_rejected(uri, number, [])
+    return {"names": names, "files": files, "rows": queries, "candidates": candidates, **nothing_rejected}

@@ -171,6 +171,7 @@ def test_ray_data_keeps_order_and_quiet() -> None:
     assert context.execution_options.preserve_order
     assert not context.enable_progress_bars
     assert context.execution_no_progress_timeout_s >= 3600  # a long checkpoint is not a stall
+    assert [c.__name__ for c in context.custom_execution_callback_classes].count("RestBetweenSteps") == 1
 
 
 @pytest.mark.parametrize(

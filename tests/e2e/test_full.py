@@ -152,3 +152,18 @@ def test_a_mostly_broken_corpus_stops_with_the_reasons(tmp_path, share):
     assert "5 of 6 rows rejected" in stopped.output and "image_truncated 1" in stopped.output
     assert "Traceback" not in stopped.output
     assert not list((tmp_path / "root" / "corpus").glob("*/record.json"))
+
+
+def test_the_cause_of_a_failing_data_task_reaches_the_user(tmp_path):
+    pq.write_table(pq.ParquetFile(_other_layout(tmp_path)).read(), tmp_path / "documents.parquet")
+    source = f"corpus.sources=[{{layout: obelics, path: {tmp_path}/documents.parquet}}]"
+    stopped = pipeline("--until", "corpus", "--root", str(tmp_path / "root"), "--set", source)
+    assert stopped.code == 1
+    assert re.search(
+        r"error: step corpus failed: .*documents.parquet: no column texts; it has text, images", stopped.output
+    )
+
+
+def _other_layout(folder) -> str:
+    broken_corpus(folder / "moca")
+    return str(folder / "moca" / "part.parquet")
