@@ -6,6 +6,8 @@ the model gets one attention function that reads `cu_seqlens`: the flash kernel 
 16 bit), SDPA over sequences of equal length elsewhere. Both towers use it.
 """
 
+from inspect import signature
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
@@ -52,10 +54,16 @@ def packed_attention(
 def _flash(q, k, v, cu_seqlens, max_length, scaling: float, causal: bool) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            grouped = {"enable_gqa": True}
+        else:  # torch before 2.12: the kernel wants as many key heads as query heads
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     window = (-1, 0) if causal else (-1, -1)
     cu, longest = cu_seqlens.to(torch.int32), int(max_length)
     q, k, v = (x.contiguous() for x in (q, k, v))
-    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=True)
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, **grouped)
 
 
 def _by_length(q, k, v, cu_seqlens, scaling: float, causal: bool) -> torch.Tensor:
