@@ -7,7 +7,7 @@ import numpy as np
 from cluster import storage
 from cluster.workers import run_tasks
 from moca_core.data.schema import tables_to_task
-from moca_core.metrics import chance_at_1, precision_at_1
+from moca_core.metrics import chance_at_1, ndcg, precision_at_1
 from moca_core.types import EvalTask
 from pipelines.plots import score_bars
 from pipelines.runner.step import Context, Step
@@ -35,7 +35,7 @@ def evaluate_step(config: EvaluateConfig) -> Step:
 
 
 def run(context: Context) -> dict:
-    """Result: {"scores": {task: {"chance", model: precision@1}}, "queries": {task: count}}."""
+    """Result: {"scores": {task: {"chance", model: precision@1}}, "ndcg_at_5": {task: {model: nDCG@5}}, "queries": {task: count}}."""
     config: EvaluateConfig = context.config
     pairs = context.inputs["pairs"]
     context.run.log_dataset("tasks", pairs.uri, pairs.uri.rsplit("/", 1)[-1], "evaluate")
@@ -46,19 +46,27 @@ def run(context: Context) -> dict:
         for name in config.models
     ]
     by_model = run_tasks(score_model, jobs, cpus=1, gpus=gpus)
-    scores = {name: {"chance": chance(load_task(name, uri))} for name, uri in tasks.items()}
-    for model, results in zip(config.models, by_model, strict=True):
-        for name, value in results.items():
-            scores[name][model] = value
-    for name, row in scores.items():
-        context.run.log_metrics({f"{name}/{model}": value for model, value in row.items()})
+    results = dict(zip(config.models, by_model, strict=True))
+    scores = {
+        name: {"chance": chance(load_task(name, uri))}
+        | {m: scored[name]["precision_at_1"] for m, scored in results.items()}
+        for name, uri in tasks.items()
+    }
+    ndcg_at_5 = {name: {m: scored[name]["ndcg_at_5"] for m, scored in results.items()} for name in tasks}
+    for metric, table in (("precision_at_1", scores), ("ndcg_at_5", ndcg_at_5)):
+        for name, row in table.items():
+            context.run.log_metrics({f"{metric}/{name}/{model}": value for model, value in row.items()})
     for line in score_table(scores).splitlines():
         context.say(line)
     storage.write_atomic(context.path("scores.md"), score_table(scores).encode())
     storage.write_atomic(context.path("scores.png"), score_bars(scores))
     for name in ("scores.md", "scores.png"):
         context.run.log_artifact(storage.localize(context.path(name)))
-    return {"scores": scores, "queries": {name: task["queries"] for name, task in pairs.result["tasks"].items()}}
+    return {
+        "scores": scores,
+        "ndcg_at_5": ndcg_at_5,
+        "queries": {name: task["queries"] for name, task in pairs.result["tasks"].items()},
+    }
 
 
 def load_task(name: str, uri: str) -> EvalTask:
@@ -66,29 +74,29 @@ def load_task(name: str, uri: str) -> EvalTask:
     return tables_to_task(name, *tables)
 
 
-def score_model(model_uri: str, label: str, tasks: dict[str, str], max_tokens: int) -> dict[str, float]:
-    """Precision@1 of one model on every task."""
+def score_model(model_uri: str, label: str, tasks: dict[str, str], max_tokens: int) -> dict[str, dict[str, float]]:
+    """{task: its metrics} of one model."""
     from moca_core.embedder import Embedder
 
     embedder = Embedder(storage.localize(model_uri), max_tokens=max_tokens)
     scores = {}
     for name, uri in tasks.items():
         scores[name] = score_task(embedder, load_task(name, uri))
-        print(f"evaluate {label} on {name}: {scores[name]:.1%}", flush=True)
+        print(f"evaluate {label} on {name}: {scores[name]['precision_at_1']:.1%}", flush=True)
     return scores
 
 
-def score_task(embedder, task: EvalTask) -> float:
+def score_task(embedder, task: EvalTask) -> dict[str, float]:
+    """Means over queries: "precision_at_1" (MMEB's metric) and "ndcg_at_5" (ViDoRe's)."""
     queries = embedder.encode([query.content for query in task.queries])
     candidates = embedder.encode(task.candidates)
-    return float(
-        np.mean([precision(query, vector, candidates) for query, vector in zip(task.queries, queries, strict=True)])
-    )
-
-
-def precision(query, vector: np.ndarray, candidates: np.ndarray) -> float:
-    pool = np.arange(len(candidates)) if query.candidates is None else np.array(query.candidates)
-    return precision_at_1(candidates[pool] @ vector, np.flatnonzero(np.isin(pool, query.positives)))
+    rows = []
+    for query, vector in zip(task.queries, queries, strict=True):
+        pool = np.arange(len(candidates)) if query.candidates is None else np.array(query.candidates)
+        similarity, right = candidates[pool] @ vector, np.flatnonzero(np.isin(pool, query.positives))
+        rows.append((precision_at_1(similarity, right), ndcg(similarity, right, 5)))
+    precision, ndcg_at_5 = np.mean(rows, axis=0).tolist()
+    return {"precision_at_1": precision, "ndcg_at_5": ndcg_at_5}
 
 
 def chance(task: EvalTask) -> float:

@@ -45,6 +45,16 @@ def test_packs_are_full_and_within_their_budget(finished):
     assert max(lengths) <= 512 and sum(lengths) == result["tokens"] and result["fill"] >= 0.97
 
 
+def test_scores_stand_beside_chance_and_every_stage(finished):
+    result = record(finished, "evaluate")["result"]
+    for name, row in result["scores"].items():
+        assert list(row) == ["chance", "base", "pretrain", "finetune"] and all(
+            0 <= value <= 1 for value in row.values()
+        )
+        assert all(result["ndcg_at_5"][name][m] >= row[m] - 1e-6 for m in row if m != "chance")  # one right answer each
+    assert "finetune" in (finished.root / "latest" / "evaluate" / "scores.md").read_text()
+
+
 def test_losses_fall(finished):
     for step in ("base", "pretrain"):
         result = record(finished, step)["result"]

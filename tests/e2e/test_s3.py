@@ -9,30 +9,10 @@ from cluster import storage
 from tests.e2e.conftest import pipeline, recipe_file
 
 
-@pytest.fixture
-def bucket(monkeypatch, tmp_path):
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "MOCA_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="moca")
-    yield "s3://moca/runs"
-    server.stop()
-
-
 @pytest.mark.slow
-def test_the_pipeline_runs_on_s3_and_skips_there(bucket, tmp_path):
+def test_the_pipeline_runs_on_s3_and_skips_there(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCA_CACHE", str(tmp_path / "cache"))
+    bucket = storage.join(s3, "runs")
     recipe = str(recipe_file(tmp_path))
     database = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     arguments = ["--recipe", recipe, "--root", bucket, "--set", database, "--set", "pretrain.steps=6"]

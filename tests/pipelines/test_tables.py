@@ -9,27 +9,6 @@ from pipelines.tables import open_table, read_rows, read_table, table_writer
 SCHEMA = pa.schema([("n", pa.int64())])
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="tables")
-    yield "s3://tables/run"
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
 def root(request, tmp_path):
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3")
