@@ -9,7 +9,6 @@ import torch
 
 from moca_core.attention import make_bidirectional
 from moca_core.backbone import load_backbone
-from moca_core.data.images import ImageBounds
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Rendered, Renderer, load_tokenizer
 from moca_core.data.rows import pack_contents
@@ -22,7 +21,7 @@ WINDOW = 1024  # contents rendered and packed together: bounds the memory, not t
 
 
 class Embedder:
-    """Encodes contents with the bidirectional, mean-pooled model in `folder`.
+    """Encodes contents, checked beforehand (data/validate.py), with the bidirectional, mean-pooled model in `folder`.
 
     Args:
         max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image. Default: what the folder was
@@ -67,7 +66,7 @@ class Embedder:
         for start in range(0, len(contents), WINDOW):
             rendered = [self._render(start + i, c) for i, c in enumerate(contents[start : start + WINDOW])]
             for members, row in pack_contents(rendered, self.spec, self.pack_tokens):
-                stream = to_device(packed_stream(row, self.spec, ImageBounds()), self.spec, self.device)
+                stream = to_device(packed_stream(row, self.spec), self.spec, self.device)
                 yield [start + i for i in members], self.encoder.embed(stream).cpu().numpy()
 
     def _render(self, position: int, content: Content) -> Rendered:

@@ -32,6 +32,11 @@ class TrackingConfig:
     log_every_steps: int = 10
     checkpoint_every_steps: int = 50
 
+    def __post_init__(self) -> None:
+        for name in ("log_every_steps", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tracking.{name}={getattr(self, name)} must be at least 1")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -40,6 +40,7 @@ def run_tracked(
         say(name, f"started ({planned.why})")
         started, status = time.perf_counter(), "FAILED"
         context = Context(
+            step=name,
             config=planned.step.config,
             inputs=inputs,
             uri=planned.uri,

@@ -14,6 +14,9 @@ from moca_core.spec import MAX_ASPECT_RATIO, BackboneSpec
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
+PILLOW_MAX_PX = 2 * Image.MAX_IMAGE_PIXELS
+
+
 @dataclass(frozen=True)
 class ImageBounds:
     """Limits on an untrusted image file; the pixels are those its header claims."""
@@ -24,9 +27,11 @@ class ImageBounds:
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or self.max_px < 1:
             raise ValueError(f"image bounds must be positive, got max_bytes={self.max_bytes}, max_px={self.max_px}")
+        if self.max_px > PILLOW_MAX_PX:
+            raise ValueError(f"max_px={self.max_px} has no effect above {PILLOW_MAX_PX}, where Pillow itself refuses")
 
 
-UNBOUNDED = ImageBounds(max_bytes=2**62, max_px=2**62)
+UNBOUNDED = ImageBounds(max_bytes=2**62, max_px=PILLOW_MAX_PX)
 
 
 class ImageError(ValueError):

@@ -5,7 +5,7 @@ A mask depends on (seed, epoch, piece id) alone, so worker count, restarts and t
 
 import numpy as np
 
-from moca_core.data.images import ImageBounds, decode, patchify
+from moca_core.data.images import decode, patchify
 from moca_core.data.positions import position_ids
 from moca_core.rng import generator, seed_of
 from moca_core.spec import BackboneSpec
@@ -14,11 +14,11 @@ from moca_core.types import MaskedBatch, TokenStream
 IGNORED = -100
 
 
-def packed_stream(row: dict, spec: BackboneSpec, bounds: ImageBounds | None = None) -> TokenStream:
-    """The row as it is, unmasked. Its images were bounded when they entered the corpus; `bounds` is for those that did not."""
+def packed_stream(row: dict, spec: BackboneSpec) -> TokenStream:
+    """The row as it is, unmasked. Its images were checked against their bounds where they entered (data/validate.py)."""
     input_ids = np.asarray(row["input_ids"], dtype=np.int64)
     grids = np.asarray(row["grid_thw"], dtype=np.int64).reshape(-1, 3)
-    images = [patchify(decode(i, bounds), spec) for i in row["images"]]
+    images = [patchify(decode(i), spec) for i in row["images"]]
     lengths = list(row["segment_lengths"])
     return TokenStream(
         input_ids=input_ids,

@@ -17,20 +17,15 @@ class Execution:
     """Where and how, never what: nothing in here changes a result, so nothing in here is part of a fingerprint."""
 
     cluster: ClusterConfig
-    log_every_steps: int = 10
-    checkpoint_every_steps: int = 50
-
-    def __post_init__(self) -> None:
-        if self.log_every_steps < 1 or self.checkpoint_every_steps < 1:
-            raise ValueError(
-                f"log_every_steps={self.log_every_steps} and checkpoint_every_steps={self.checkpoint_every_steps} must be at least 1"
-            )
+    log_every_steps: int
+    checkpoint_every_steps: int
 
 
 @dataclass(frozen=True)
 class Context:
     """What a step is given: its settings, what it needs, the folder to write to, and where to report."""
 
+    step: str
     config: Any
     inputs: dict[str, Artifact]
     uri: str

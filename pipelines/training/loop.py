@@ -66,7 +66,6 @@ def train(
         if not torch.isfinite(torch.tensor([total, grad_norm])).all():
             raise FloatingPointError(f"step {step}: loss {total}, gradient norm {grad_norm}; losses by part {means}")
         elapsed = time.perf_counter() - clock
-        clock = time.perf_counter()
         report(
             step,
             means

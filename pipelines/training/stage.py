@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cluster import storage
@@ -28,7 +27,7 @@ def train_stage(
     """
     execution = context.execution
     job = job | {
-        "label": Path(context.uri).parent.name,
+        "label": context.step,
         "config": context.config,
         "model": start_model,
         "micro_batches": micro_batches,
@@ -73,9 +72,6 @@ def write_model(checkpoint_uri: str, start_model: str, uri: str) -> None:
 
 
 def draw_losses(context: Context, history: list[dict[str, float]], losses: list[str]) -> None:
-    label = Path(context.uri).parent.name
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "losses.png"
-        path.write_bytes(loss_curves(label, history, losses))
-        storage.write_atomic(context.path("losses.png"), path.read_bytes())
-        context.run.log_artifact(str(path))
+    uri = context.path("losses.png")
+    storage.write_atomic(uri, loss_curves(context.step, history, losses))
+    context.run.log_artifact(storage.localize(uri))

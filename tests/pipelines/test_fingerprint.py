@@ -31,18 +31,7 @@ def test_fingerprint_ignores_the_order_of_keys_and_sees_every_value():
 
 def test_where_a_run_happens_is_no_part_of_it(tmp_path):
     recipe = load_recipe("demo", [])
-    elsewhere = merge(
-        recipe,
-        {
-            "cluster": {"num_workers": 4, "zero_stage": 3},
-            "tracking": {"log_every_steps": 1},
-            "pretrain": {"rows_per_step": 4},
-        },
-        "",
-    )
-    elsewhere = merge(
-        elsewhere, {"pretrain": {"rows_per_step": recipe.pretrain.rows_per_step}, "cluster": {"num_workers": 1}}, ""
-    )
+    elsewhere = merge(recipe, {"cluster": {"num_workers": 1, "zero_stage": 3}, "tracking": {"log_every_steps": 1}}, "")
     assert elsewhere.cluster != ClusterConfig()
     assert marks(recipe, tmp_path / "a") == marks(elsewhere, tmp_path / "b")
 

@@ -44,6 +44,8 @@ def test_overrides_reach_their_field_with_the_field_s_type():
         ("corpus.sources=[{layout: obelix, path: x}]", "unknown layout 'obelix'; use one of builtin, moca, obelics"),
         ("corpus.sources=[{layout: obelics}]", "every layout but 'builtin' needs a path"),
         ("corpus.sources=[{layout: obelics, pth: x}]", "no such setting; there are layout, path"),
+        ("tracking.log_every_steps=0", "tracking.log_every_steps=0 must be at least 1"),
+        ("corpus.bounds.max_px=999999999", "max_px=999999999 has no effect above"),
         ("cluster.zero_stage=0", "zero_stage 0 must be 1, 2 or 3"),
         ("mlm_ratio=0.3", "stage.key=value is expected"),
         ("pretrain", "stage.key=value is expected"),
