@@ -1,7 +1,8 @@
-"""Artifacts on a local folder or on s3://, through one small set of functions.
+"""Artifacts on a local folder or on s3://, and sources on hf:// too, through one small set of functions.
 
-A URI is a local path (absolute or relative, or file://...) or s3://bucket/key. S3 takes its endpoint and credentials
-from the usual AWS_* environment variables, AWS_ENDPOINT_URL included. Every other scheme is a ValueError.
+A URI is a local path (absolute or relative, or file://...), s3://bucket/key, or hf://datasets/OWNER/NAME[@REVISION][/PATH]
+on the Hugging Face Hub, which is read only. S3 takes its endpoint and credentials from the usual AWS_* environment
+variables, AWS_ENDPOINT_URL included, and repeats what fails in passing (cluster/s3.py). Every other scheme is a ValueError.
 """
 
 import contextlib
@@ -11,65 +12,86 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
+from cluster import hub
+
 _UNFINISHED = ".unfinished-"  # names that start so are files in the making, invisible to every reader
 _EDGE_BYTES = 64 * 1024
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+_LFS_BYTES = 1024  # pointers are shorter
 
 
 def is_local(uri: str) -> bool:
-    """True for a path or file://, False for s3://. Raises ValueError for any other scheme."""
+    """True for a path or file://, False for s3:// and hf://. Raises ValueError for any other scheme."""
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme == "file":
         return True
-    if scheme != "s3":
-        raise ValueError(f"unknown storage {uri!r}: a local path or s3://bucket/key is needed")
+    if scheme not in ("s3", "hf"):
+        raise ValueError(
+            f"unknown storage {uri!r}: a local path, s3://bucket/key or hf://datasets/OWNER/NAME is needed"
+        )
     return False
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` with `parts` below it, on both kinds of storage."""
+    """`uri` with `parts` below it, on every kind of storage."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of `uri`, and the path on it (an absolute path, or "bucket/key")."""
+    """The pyarrow file system of `uri`, and the path on it (an absolute path, "bucket/key", or "datasets/OWNER/NAME/...").
+
+    Nothing is asked of the storage yet.
+    """
     if is_local(uri):
         return pafs.LocalFileSystem(), _local(uri)
-    return pafs.PyFileSystem(pafs.FSSpecHandler(_s3())), _key(uri)
+    storage, path = _fsspec(uri)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(storage)), path
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or a folder at `uri` (on S3 a folder is a prefix that holds something)."""
-    return os.path.exists(_local(uri)) if is_local(uri) else _s3().exists(_key(uri))
+    """Whether there is a file or a folder at `uri` (on S3 a folder is a prefix that holds something).
+
+    Raises ValueError for a Hub dataset that does not exist or cannot be reached, as all that read from the Hub do.
+    """
+    storage, path = _reach(uri)
+    return storage.exists(path)
 
 
 def read_bytes(uri: str) -> bytes:
     """The content of one file. Raises FileNotFoundError if it is not there."""
-    return Path(_local(uri)).read_bytes() if is_local(uri) else _s3().cat_file(_key(uri))
+    storage, path = _reach(uri)
+    return storage.cat_file(path)
+
+
+@contextlib.contextmanager
+def open_writer(uri: str) -> Iterator[BinaryIO]:
+    """A binary file to write that appears under its name when the block ends well, and not at all otherwise.
+
+    A reader sees all of it or what was there before, whenever this process dies. However large the file, only the last
+    part of it is in memory. A killed process may leave an upload in parts behind, which nobody sees but which is paid
+    for: give the bucket a rule that aborts incomplete uploads.
+    """
+    _check_writable(uri)
+    if is_local(uri):
+        writer = _local_writer(_local(uri))
+    else:
+        storage, path = _fsspec(uri)
+        writer = storage.open_writer(path)
+    with writer as file:
+        yield file
 
 
 def write_atomic(uri: str, data: bytes) -> None:
     """Write one file so that a reader sees all of `data` or what was there before, whenever this process dies."""
-    if not is_local(uri):
-        _s3().pipe_file(_key(uri), data)  # one PUT (or a multipart upload that only its last call makes visible)
-        return
-    target = Path(_local(uri))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with open_writer(uri) as file:
+        file.write(data)
 
 
 def list_files(uri: str) -> list[tuple[str, int]]:
@@ -89,8 +111,8 @@ def list_files(uri: str) -> list[tuple[str, int]]:
                 with contextlib.suppress(FileNotFoundError):
                     found.append((os.path.relpath(path, root), os.stat(path).st_size))
     else:
-        root = _key(uri)
-        for path, info in _s3().find(root, detail=True).items():
+        storage, root = _reach(uri)
+        for path, info in storage.find(root, detail=True).items():
             if info["type"] == "file" and not path.endswith("/"):  # some tools put empty "folder/" keys
                 found.append((path.removeprefix(root).lstrip("/") or PurePosixPath(path).name, info["size"]))
     return sorted((path, size) for path, size in found if not PurePosixPath(path).name.startswith(_UNFINISHED))
@@ -98,10 +120,11 @@ def list_files(uri: str) -> list[tuple[str, int]]:
 
 def delete(uri: str) -> None:
     """Remove a file, or a folder with all that is in it. Nothing there is fine."""
+    _check_writable(uri)
     if not is_local(uri):
-        storage, key = _s3(), _key(uri)
-        if storage.exists(key):
-            storage.rm(key, recursive=True)
+        storage, path = _fsspec(uri)
+        if storage.exists(path):
+            storage.rm(path, recursive=True)
     elif os.path.isdir(_local(uri)) and not os.path.islink(_local(uri)):
         shutil.rmtree(_local(uri))
     else:
@@ -110,11 +133,15 @@ def delete(uri: str) -> None:
 
 def upload(local_dir: str, uri: str) -> None:
     """Copy everything below a local folder to below `uri`. Not atomic: write a marker last with `write_atomic`."""
+    _check_writable(uri)
     if is_local(uri):
         shutil.copytree(local_dir, _local(uri), dirs_exist_ok=True)
         return
+    storage, path = _fsspec(uri)
     names = [name for name, _ in list_files(local_dir)]
-    _s3().put([os.path.join(local_dir, name) for name in names], [f"{_key(uri)}/{name}" for name in names])
+    sources, targets = [os.path.join(local_dir, name) for name in names], [f"{path}/{name}" for name in names]
+    # Up to two parts of each of eight files are in memory.
+    storage.put(sources, targets, batch_size=8, chunksize=storage.default_block_size)
 
 
 def localize(uri: str) -> str:
@@ -129,10 +156,11 @@ def localize(uri: str) -> str:
     listing = list_files(uri)
     if not listing:
         raise FileNotFoundError(f"nothing at {uri}")
-    storage, root = _s3(), _key(uri)
+    storage, root = _fsspec(uri)
     single = storage.isfile(root)
-    # The ETag tells apart two contents of the same size at the same place.
-    tags = sorted((path, info.get("ETag", "")) for path, info in storage.find(root, detail=True).items())
+    # ETag or blob_id tell apart two contents of the same size at the same place.
+    found = storage.find(root, detail=True).items()
+    tags = sorted((path, info.get("ETag") or info.get("blob_id") or "") for path, info in found)
     key = hashlib.sha256(repr((uri, listing, tags)).encode()).hexdigest()[:32]
 
     def download(folder: str) -> None:
@@ -171,52 +199,99 @@ def digest(uri: str) -> str:
 
     Hashes the sorted (path relative to the folder, size, first and last 64 KiB) of the files. Moving or copying a
     folder as a whole keeps the digest; renaming or changing a file in it does not (but a change of the same length
-    deep inside a large file goes unseen). Raises ValueError if nothing is there.
+    deep inside a large file goes unseen). What git and the Hub's client keep beside a clone (.git, .cache) is not
+    looked at. Of a Hub dataset the commit and the path in it say the same, and nothing is read. Raises ValueError if
+    nothing is there, or a file is but the Git LFS pointer to its content.
     """
-    storage = _fsspec(uri)
-    root = _local(uri) if is_local(uri) else _key(uri)
-    if not exists(uri) and globbing.has_magic(root):
-        paths = sorted(path for path in storage.glob(root) if storage.isfile(path))
-        literal = root[: next(i for i, character in enumerate(root) if character in "*?[")]
-        names = [path.removeprefix(literal[: literal.rfind("/") + 1]) for path in paths]
-    else:
-        names = [name for name, _ in list_files(uri)]
-        paths = [root] if storage.isfile(root) else [f"{root}/{name}" for name in names]
-    if not paths:
+    if uri.startswith(hub.SCHEME):
+        return hub.digest(uri)
+    storage, root = _fsspec(uri)
+    files = _named_files(storage, uri, root)
+    if not files:
         raise ValueError(
             f"no data at {uri!r}: a file, a folder with files in it, or a glob that matches files is needed"
         )
 
-    def fingerprint(name: str, path: str) -> bytes:
-        size = storage.size(path)
-        edges = hashlib.sha256(storage.cat_file(path, start=0, end=min(size, _EDGE_BYTES)))
+    def fingerprint(file: tuple[str, str, int]) -> bytes:
+        name, path, size = file
+        first = storage.cat_file(path, start=0, end=min(size, _EDGE_BYTES))
+        if size < _LFS_BYTES and first.startswith(_LFS_POINTER):
+            raise ValueError(
+                f"{name} in {uri!r} is a Git LFS pointer, not the data itself: run `git lfs pull` in the clone"
+            )
+        edges = hashlib.sha256(first)
         if size > _EDGE_BYTES:
             edges.update(storage.cat_file(path, start=max(_EDGE_BYTES, size - _EDGE_BYTES), end=size))
         return f"{name}\0{size}\0{edges.hexdigest()}\n".encode()
 
     with ThreadPoolExecutor(16) as threads:  # on S3 a request is all waiting
-        lines = list(threads.map(fingerprint, names, paths))
+        lines = list(threads.map(fingerprint, files))
     return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+
+def _named_files(storage: Any, uri: str, root: str) -> list[tuple[str, str, int]]:
+    """(name, path on `storage`, size) of the files of a folder, of a file, or of what a glob matches.
+
+    Names are relative to the folder, or to the last folder of the glob without a wildcard.
+    """
+    if globbing.has_magic(root) and not storage.exists(root):
+        literal = root[: next(i for i, character in enumerate(root) if character in "*?[")]
+        folder = literal[: literal.rfind("/") + 1]
+        found = storage.glob(root, detail=True).items()
+        files = [(path.removeprefix(folder), path, info["size"]) for path, info in found if info["type"] != "directory"]
+        files = [file for file in files if not is_local(uri) or os.path.isfile(file[1])]  # links count as "other"
+    else:
+        single = storage.isfile(root)
+        files = [(name, root if single else f"{root}/{name}", size) for name, size in list_files(uri)]
+    return [file for file in files if not _is_bookkeeping(file[0])]
+
+
+def _is_bookkeeping(name: str) -> bool:
+    *folders, last = PurePosixPath(name).parts
+    return last.startswith(_UNFINISHED) or bool({".git", ".cache"} & set(folders))
+
+
+@contextlib.contextmanager
+def _local_writer(path: str) -> Iterator[BinaryIO]:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _check_writable(uri: str) -> None:
+    if uri.startswith(hub.SCHEME):
+        raise ValueError(
+            f"{uri!r} is on the Hugging Face Hub, which is read only here: write to a local path or to s3://"
+        )
 
 
 def _local(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-def _key(uri: str) -> str:
-    return uri.removeprefix("s3://").rstrip("/")
+def _fsspec(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of `uri` and the path on it."""
+    if is_local(uri):
+        import fsspec
+
+        return fsspec.filesystem("file"), _local(uri)
+    if uri.startswith(hub.SCHEME):
+        return hub.filesystem(), hub.key(uri)
+    from cluster import s3  # a second of imports that local runs do without
+
+    return s3.filesystem(), uri.removeprefix("s3://").rstrip("/")
 
 
-def _fsspec(uri: str) -> Any:
-    import fsspec
-
-    return fsspec.filesystem("file") if is_local(uri) else _s3()
-
-
-def _s3() -> Any:
-    import s3fs
-
-    # The endpoint is an argument because fsspec reuses instances by argument. No listing cache: other processes write
-    # here too.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return s3fs.S3FileSystem(endpoint_url=endpoint, use_listings_cache=False)
+def _reach(uri: str) -> tuple[Any, str]:
+    """As `_fsspec`, but the Hub is asked first: what HfFileSystem cannot reach it takes for missing."""
+    if uri.startswith(hub.SCHEME):
+        hub.commit(uri)
+    return _fsspec(uri)

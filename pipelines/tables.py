@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,30 +21,51 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 class TableWriter:
-    """Appends tables to one Parquet file, in row groups of `rows_per_group` so that a row can be fetched by its address."""
+    """Appends tables of any number of rows to one Parquet file, in row groups of exactly `rows_per_group` rows, the last
+    one excepted: so a row can be fetched by its address. Less than one group is held back. `rows` counts all rows given.
+    """
 
-    def __init__(self, sink: pa.NativeFile, schema: pa.Schema, rows_per_group: int) -> None:
+    def __init__(self, sink: BinaryIO, schema: pa.Schema, rows_per_group: int) -> None:
         self._writer = pq.ParquetWriter(sink, schema, compression="zstd")
         self._rows_per_group, self.rows = rows_per_group, 0
+        self._held: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
-        """Every call but the last must bring a multiple of `rows_per_group` rows: addresses count on full groups."""
-        assert self.rows % self._rows_per_group == 0, f"{self.rows} rows were written before, not whole groups"
-        self._writer.write_table(table, row_group_size=self._rows_per_group)
+        if table.num_rows:
+            self._held.append(table)
         self.rows += table.num_rows
+        held = sum(t.num_rows for t in self._held)
+        if held < self._rows_per_group:
+            return
+        pending, rest = pa.concat_tables(self._held), held % self._rows_per_group
+        self._writer.write_table(pending.slice(0, held - rest), row_group_size=self._rows_per_group)
+        # Taken, not sliced: a slice keeps all of its table in memory.
+        self._held = [pending.take(list(range(held - rest, held)))] if rest else []
 
     def close(self) -> None:
+        if self._held:
+            self._writer.write_table(pa.concat_tables(self._held))
         self._writer.close()
+
+    def abandon(self) -> None:
+        """Ends without a footer. A Parquet writer that is neither closed nor abandoned writes one when it is collected."""
+        self._writer.is_open = False
 
 
 @contextmanager
 def table_writer(uri: str, schema: pa.Schema, rows_per_group: int) -> Iterator[TableWriter]:
-    """A writer whose file appears under its name when the block ends well, and not at all otherwise."""
-    sink = pa.BufferOutputStream()
-    writer = TableWriter(sink, schema, rows_per_group)
-    yield writer
-    writer.close()
-    storage.write_atomic(uri, sink.getvalue().to_pybytes())
+    """A writer whose file appears under its name when the block ends well, and not at all otherwise.
+
+    Groups go to the storage as they fill.
+    """
+    with storage.open_writer(uri) as file:
+        writer = TableWriter(file, schema, rows_per_group)
+        try:
+            yield writer
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
 
 
 @lru_cache(maxsize=32)

@@ -78,10 +78,10 @@ def test_upload_then_localize(root: str, tmp_path: Path) -> None:
 def test_localize_downloads_once(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(f"{s3}/once")
     downloads = []
-    client = storage._s3()
+    client, path = storage._fsspec(f"{s3}/once")
     get = client.get
     monkeypatch.setattr(client, "get", lambda *paths: (downloads.append(paths), get(*paths)))
-    monkeypatch.setattr(storage, "_s3", lambda: client)
+    monkeypatch.setattr(storage, "_fsspec", lambda uri: (client, path))
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(storage.localize(f"{s3}/once"))) for _ in range(4)]
     for thread in threads:
