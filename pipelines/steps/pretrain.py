@@ -10,10 +10,11 @@ from moca_core.data.codec import to_bytes
 from moca_core.data.masking import mask
 from moca_core.spec import BackboneSpec
 from pipelines.runner.step import Context, Step
-from pipelines.tables import read_rows
+from pipelines.tables import read_rows, read_table
 from pipelines.training.config import TrainingConfig
+from pipelines.training.plan import locate, row_plan
 from pipelines.training.stage import train_stage
-from pipelines.training.stream import locate, open_stream, row_plan
+from pipelines.training.stream import open_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def run(context: Context) -> dict:
         worker_main,
         {
             "spec": base.result["spec"],
+            "index": packed.path(packed.result["index"]),
             "files": [packed.path(file) for file, _ in packed.result["files"]],
             "rows_per_file": [rows for _, rows in packed.result["files"]],
             "rows_per_group": packed.result["rows_per_group"],
@@ -93,10 +95,11 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
         model, spec, mae_weight=config.mae_weight, shift=config.shift, normalise_patches=config.normalise_patches
     )
 
+    costs = read_table(job["index"])["cost_flops"].to_numpy()
+    assert len(costs) == sum(job["rows_per_file"]), f"{len(costs)} rows in the index, {job['rows_per_file']} in files"
+
     def open_at(steps: range):
-        plan = row_plan(
-            sum(job["rows_per_file"]), config.rows_per_step, steps, worker.rank, worker.world_size, config.seed
-        )
+        plan = row_plan(costs, config.rows_per_step, steps, worker.rank, worker.world_size, config.seed)
         fetch = {name: job[name] for name in ("files", "rows_per_file", "rows_per_group")}
         return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch), tasks=job["data_tasks"])
 

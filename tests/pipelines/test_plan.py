@@ -1,0 +1,149 @@
+"""The plan of a stream: exact, whatever the number of ranks and wherever it starts, and equal work for all ranks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipelines.training.plan import locate, pair_plan, row_plan
+
+
+def bimodal(count: int, seed: int = 0) -> np.ndarray:
+    """Costs of packs that are all text or all images: two humps, 24 % of standard deviation over the mean."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(count) < 0.5, rng.normal(19, 0.5, count), rng.normal(31, 1.0, count))
+
+
+def rows_of(costs, rows_per_step, steps, world=1, seed=3) -> np.ndarray:
+    """[ranks, steps, micro-batches, (epoch, row)] of all ranks' plans."""
+    plans = [row_plan(costs, rows_per_step, steps, rank, world, seed) for rank in range(world)]
+    per_rank = rows_per_step // world
+    assert all([a["step"] for a in plan] == [s for s in steps for _ in range(per_rank)] for plan in plans)
+    return np.array([[(a["epoch"], a["row"]) for a in plan] for plan in plans]).reshape(world, len(steps), per_rank, 2)
+
+
+def contents(costs, rows_per_step, steps, world=1, seed=3) -> list[list[tuple[int, int]]]:
+    """The sorted (epoch, row) of every step."""
+    rows = rows_of(costs, rows_per_step, steps, world, seed).transpose(1, 0, 2, 3).reshape(len(steps), -1, 2)
+    return [sorted(map(tuple, step.tolist())) for step in rows]
+
+
+@pytest.mark.parametrize(("num_rows", "rows_per_step"), [(7, 2), (8, 2), (3, 8), (1, 3), (500, 6), (601, 200)])
+def test_every_epoch_holds_every_row_once(num_rows, rows_per_step):
+    steps = range(-(-3 * num_rows // rows_per_step))
+    order = [row for step in contents(bimodal(num_rows), rows_per_step, steps) for row in step]
+    whole_epochs = len(order) // num_rows
+    assert whole_epochs >= 2 and len(set(order)) == len(order)
+    for epoch in range(whole_epochs):
+        assert sorted(row for e, row in order if e == epoch) == list(range(num_rows))
+    assert order == sorted(order, key=lambda a: a[0]), "an epoch ends before the next begins"
+
+
+def test_epochs_and_seeds_are_in_different_orders():
+    costs = bimodal(64)
+    first, second = (
+        [[r for _, r in step] for step in contents(costs, 4, steps)] for steps in (range(16), range(16, 32))
+    )
+    assert first != second
+    assert contents(costs, 4, range(16), seed=3) == contents(costs, 4, range(16), seed=3)
+    assert contents(costs, 4, range(16), seed=3) != contents(costs, 4, range(16), seed=4)
+    early = [{row for step in contents(bimodal(900), 4, range(64), seed=seed) for row in step} for seed in (3, 4)]
+    assert early[0] != early[1], "the seed also says which rows come early"
+
+
+@pytest.mark.parametrize("num_rows", [11, 1000])
+def test_steps_do_not_depend_on_the_number_of_ranks_or_on_where_a_stream_starts(num_rows):
+    costs, steps = bimodal(num_rows), range(120)
+    whole = contents(costs, 8, steps)
+    for world in (2, 4, 8):
+        assert contents(costs, 8, steps, world) == whole
+    for start in (1, 31, 32, 77, 119):
+        assert contents(costs, 8, range(start, 120), world=2) == whole[start:]
+        assert rows_of(costs, 8, range(start, 120), 2).tolist() == rows_of(costs, 8, steps, 2)[:, start:].tolist()
+    assert contents(costs, 8, range(40, 50)) == whole[40:50]
+    assert row_plan(costs, 8, range(5, 5), 0, 2, 3) == []
+
+
+@pytest.mark.parametrize(("rows_per_step", "world"), [(8, 8), (32, 32), (64, 64), (32, 8), (96, 32), (128, 32)])
+def test_ranks_get_equal_work_in_every_step_and_micro_batch(rows_per_step, world):
+    costs = bimodal(128 * rows_per_step)
+    work = costs[rows_of(costs, rows_per_step, range(128), world)[..., 1]]  # [ranks, steps, micro-batches]
+    of_steps = work.sum(2).max(0) / work.sum(2).mean(0)
+    of_micro_batches = work.max(0) / work.mean(0)
+    assert of_steps.mean() < 1.02 and of_micro_batches.mean() < 1.02
+    assert (of_steps > 1.05).mean() <= 0.05  # the step between the two humps, and the ends of the range
+
+
+def test_several_micro_batches_make_up_for_each_other():
+    """Where there are no neighbours to be had (a bucket of one step), the ranks' sums are still close."""
+    costs = np.linspace(1.0, 2.0, 32)
+    work = costs[rows_of(costs, 32, range(8), world=8)[..., 1]].sum(2)
+    assert (work.max(0) / work.mean(0)).max() < 1.02
+
+
+def test_steps_are_mixed():
+    """The share of expensive rows in a step of 320 is about that of the corpus; sorted by cost it would be 0 or 1."""
+    costs = bimodal(40_000)
+    rows = rows_of(costs, 320, range(125))[..., 1].reshape(125, 320)
+    share = (costs[rows] > 25).mean(1)
+    assert share.std() < 0.1 and abs(share.mean() - 0.5) < 0.02
+    assert np.sort(costs).reshape(125, 320)[:, 0].std() > 5  # what sorting everything would be
+
+
+def test_cheap_and_expensive_steps_alternate():
+    """Also where a step is rows of one kind, steps are in no order."""
+    costs = bimodal(8 * 128)
+    kind = costs[rows_of(costs, 8, range(128))[..., 1]].reshape(128, 8).mean(1) > 25
+    assert 40 < (kind[1:] != kind[:-1]).sum() < 90  # 64 by chance; sorted within buckets of 32 steps it would be 7
+
+
+def test_no_step_holds_a_row_twice_while_there_are_others():
+    """Neighbours in cost are often one row of two epochs: they must not be sorted together."""
+    steps = contents(bimodal(101), 2, range(500))
+    assert sum(len({row for _, row in step}) < len(step) for step in steps) == 0
+
+
+def test_equal_costs_are_a_plain_permutation():
+    order = [row for step in contents(np.ones(50), 5, range(10)) for _, row in step]
+    assert sorted(order) == list(range(50)) and order != sorted(order)
+    assert contents(np.ones(50), 5, range(10), world=5) == contents(np.ones(50), 5, range(10))
+
+
+def test_a_plan_far_into_training_is_made_at_once(monkeypatch):
+    """O(1): a late start computes its own bucket and epoch, none before them."""
+    from pipelines.training import plan
+
+    made = []
+    real = plan.generator
+    monkeypatch.setattr(plan, "generator", lambda *key: made.append(key) or real(*key))
+    row_plan(bimodal(10_000, seed=9), 8, range(1_000_000, 1_000_010), 0, 2, seed=99)
+    assert len(made) <= 4  # one or two permutations, one or two deals
+
+
+def pairs(steps, rank=0, world=1, sizes=None, weights=None):
+    sizes = sizes or {"a": 10, "b": 100}
+    return pair_plan(sizes, weights or {"a": 1.0, "b": 3.0}, 4, steps, rank, world, seed=5)
+
+
+def test_a_batch_is_one_task_and_tasks_come_by_weight():
+    plan = pairs(range(400))
+    counts = Counter(address["source"] for address in plan)
+    assert 60 < counts["a"] < 140 and counts["a"] + counts["b"] == 400  # 100 expected, 5 standard deviations are 43
+    assert all(len(set(a["rows"])) <= 4 and max(a["rows"]) < {"a": 10, "b": 100}[a["source"]] for a in plan)
+
+
+def test_a_task_gives_every_pair_once_before_any_twice():
+    rows = [row for address in pairs(range(400)) if address["source"] == "b" for row in address["rows"]]
+    assert sorted(rows[:100]) == list(range(100)) and rows[100:200] != rows[:100]
+
+
+def test_pair_batches_do_not_depend_on_the_number_of_ranks_or_the_start():
+    whole = [address["rows"] for address in pairs(range(50))]
+    ranks = [pairs(range(50), rank, 2) for rank in (0, 1)]
+    assert [a["rows"] + b["rows"] for a, b in zip(*ranks, strict=True)] == whole
+    assert [address["rows"] for address in pairs(range(30, 50))] == whole[30:]
+
+
+@pytest.mark.parametrize(("row", "place"), [(0, (0, 0)), (2, (0, 2)), (3, (2, 0)), (6, (2, 3))])
+def test_rows_are_found_across_files(row, place):
+    assert locate(row, [3, 0, 4]) == place
