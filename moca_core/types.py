@@ -6,7 +6,7 @@ No torch here: the data side of the system runs in many small processes that nev
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,10 +38,12 @@ def content_id(content: Content) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """One unlabeled document of interleaved text and images. `source` names the corpus it came from."""
+    """One unlabeled document of interleaved text and images. `source` names the corpus it came from, `where` its file and
+    row, by which a person finds it again: it is no part of what the document is."""
 
     source: str
     content: Content
+    where: str = field(default="", compare=False)
 
     @property
     def doc_id(self) -> str:
@@ -63,7 +65,7 @@ class Pair:
 
     `source` is the task: a batch holds one task. `group` names the answer where different contents are the same
     answer (two pictures of a seven): members of one group are never each other's negatives. Without it the group
-    is the content of the answer.
+    is the content of the answer. `where` is the file and row it came from.
     """
 
     source: str
@@ -71,6 +73,7 @@ class Pair:
     positives: tuple[Content, ...]
     negatives: tuple[Content, ...] = ()
     group: str | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

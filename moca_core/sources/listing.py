@@ -1,25 +1,47 @@
-"""Finding and reading the files of a layout."""
+"""Finding the files of a layout, and cutting them into units that can be read apart from each other."""
 
 import posixpath
-from collections.abc import Iterator
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
 
-BATCH_ROWS = 64  # rows held in memory at a time, encoded images included
+from moca_core.sources import Location
+
+UNIT_BYTES = 64 * 2**20
+"""A unit holds about this much of a file that can be cut: enough to be worth a task, little enough to sample by."""
+
+FOOTERS_AT_ONCE = 16
 
 
-def find_files(fs: pafs.FileSystem, path: str, extension: str) -> list[dict]:
-    """One unit per file under `path` (a file or a folder), in name order. Raises ValueError where there is none."""
+def find_files(location: Location, *extensions: str) -> list[tuple[str, int]]:
+    """(path, size in bytes) of the files at a file, below a folder or matching a glob, in name order.
+
+    Of a folder or a glob only files with one of the extensions count, and none below a hidden folder. Raises ValueError where there is none.
+    """
+    fs, path = location.fs, location.path
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.File:
-        return [{"path": path}]
-    if info.type == pafs.FileType.Directory:
-        found = fs.get_file_info(pafs.FileSelector(path, recursive=True))
-        paths = sorted(f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(extension))
-        if paths:
-            return [{"path": p} for p in paths]
-    raise ValueError(f"{path}: no {extension} file there")
+        return [(path, info.size)]
+    folder, matches = path, re.compile("")
+    if info.type == pafs.FileType.NotFound and (magic := re.search(r"[*?\[]", path)):
+        folder, matches = posixpath.dirname(path[: magic.start()]), re.compile(glob_translate(path))
+    found = fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+    files = sorted(
+        (f.path, f.size)
+        for f in found
+        if f.type == pafs.FileType.File
+        and f.path.endswith(extensions)
+        and matches.match(f.path)
+        and "/." not in f.path.removeprefix(folder)
+    )
+    if not files:
+        raise ValueError(f"{path}: no {' or '.join(extensions)} file there")
+    return files
 
 
 def folder_name(path: str) -> str:
@@ -27,34 +49,52 @@ def folder_name(path: str) -> str:
     return posixpath.basename(posixpath.dirname(path))
 
 
-def parquet_rows(fs: pafs.FileSystem, path: str, columns: list[str], optional: tuple[str, ...] = ()) -> Iterator[dict]:
-    """Rows of one Parquet file, a few at a time, with those of the `optional` columns that it has.
+def file_units(location: Location, *extensions: str) -> list[dict]:
+    """One unit per file, for layouts that cannot be cut."""
+    return [{"path": path} for path, _ in find_files(location, *extensions)]
 
-    Raises ValueError naming the columns that the layout needs and the file lacks.
+
+def parquet_units(location: Location) -> list[dict]:
+    """Runs of neighbouring row groups of about `UNIT_BYTES`: {"path", "groups": [first, end], "first_row", "rows"}.
+
+    A file without a readable footer is one unit, which will say so when it is read.
     """
-    with fs.open_input_file(path) as source:
-        file = pq.ParquetFile(source)
-        missing = [c for c in columns if c not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
-        columns = [*columns, *(c for c in optional if c in file.schema_arrow.names)]
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-            yield from batch.to_pylist()
+    files = find_files(location, ".parquet")
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
+        by_file = threads.map(partial(_row_groups, location.fs), [path for path, _ in files])
+        return [unit for units in by_file for unit in units]
 
 
-def read_beside(fs: pafs.FileSystem, path: str, name: str) -> bytes:
-    """Bytes of the file `name`, which a row of the file `path` names relative to that file's folder.
-
-    Raises FileNotFoundError, also for a name that points out of the folder, and for a folder.
-    """
-    relative = posixpath.normpath(name)
-    if relative.startswith(("/", "..")):
-        raise FileNotFoundError(f"{name} lies outside the folder of {path}")
-    full = posixpath.join(posixpath.dirname(path), relative)
+def _row_groups(fs: pafs.FileSystem, path: str) -> list[dict]:
     try:
-        with fs.open_input_file(full) as source:
-            return source.read()
-    except OSError:
-        if fs.get_file_info(full).type == pafs.FileType.Directory:
-            raise FileNotFoundError(f"{name} is a folder") from None
-        raise
+        with fs.open_input_file(path) as source:
+            metadata = pq.read_metadata(source)
+    except pa.ArrowInvalid:
+        return [{"path": path, "groups": [0, 1], "first_row": 0, "rows": 0}]
+    units: list[dict] = []
+    row, held_bytes = 0, UNIT_BYTES
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if held_bytes >= UNIT_BYTES:
+            units.append({"path": path, "groups": [number, number], "first_row": row, "rows": 0})
+            held_bytes = 0
+        units[-1]["groups"][1] = number + 1
+        units[-1]["rows"] += group.num_rows
+        row += group.num_rows
+        held_bytes += sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    return units
+
+
+def line_units(location: Location, *extensions: str) -> list[dict]:
+    """Ranges of bytes of plain files, {"path", "bytes": [start, end]}: a line belongs to the range in which it starts.
+
+    A compressed file (.gz, .zst) cannot be cut: one unit, {"path"}.
+    """
+    units: list[dict] = []
+    names = [extension + packed for extension in extensions for packed in ("", ".gz", ".zst")]
+    for path, size in find_files(location, *names):
+        if path.endswith((".gz", ".zst")):
+            units.append({"path": path})
+        else:
+            units += [{"path": path, "bytes": [at, min(at + UNIT_BYTES, size)]} for at in range(0, size, UNIT_BYTES)]
+    return units

@@ -2,28 +2,32 @@
 
 from collections.abc import Iterator
 
-import pyarrow.fs as pafs
-
-from moca_core.sources.listing import find_files, folder_name, parquet_rows
+from moca_core.sources import Location
+from moca_core.sources.fields import BadRow, as_image, as_list, as_text
+from moca_core.sources.listing import folder_name, parquet_units
+from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Document, Rejected, Segment
 
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"  # a literal of this layout, whatever the backbone
+COLUMNS = {"text": ("text",), "images": ("images",)}
+OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
 
 
-def list_units(fs: pafs.FileSystem, path: str) -> list[dict]:
-    return find_files(fs, path, ".parquet")
+def list_units(location: Location) -> list[dict]:
+    return parquet_units(location)
 
 
-def read_unit(fs: pafs.FileSystem, unit: dict) -> Iterator[Document | Rejected]:
+def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
-    source = folder_name(path)
-    for number, row in enumerate(parquet_rows(fs, path, ["text", "images"])):
-        texts, images = (row["text"] or "").split(PLACEHOLDER), row["images"] or []
+
+    def document(row: dict) -> Document:
+        texts, images = as_text(row["text"], "text").split(PLACEHOLDER), as_list(row["images"], "images")
         if len(images) != len(texts) - 1:
             reason = "too_few_images" if len(images) < len(texts) - 1 else "too_many_images"
-            yield Rejected(reason, f"{len(texts) - 1} placeholders, {len(images)} images", f"{path} row {number}")
-            continue
+            raise BadRow(reason, f"{len(texts) - 1} placeholders, {len(images)} images")
         segments = [Segment(text=texts[0])]
         for image, text in zip(images, texts[1:], strict=True):
-            segments += [Segment(image=image or b""), Segment(text=text)]
-        yield Document(source, tuple(s for s in segments if s.text != ""))
+            segments += [Segment(image=as_image(image, "images", location, path)), Segment(text=text)]
+        return Document(folder_name(path), tuple(s for s in segments if s.text != ""))
+
+    return read_rows(parquet_rows(location, unit, COLUMNS), document)

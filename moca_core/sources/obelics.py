@@ -1,27 +1,40 @@
 """OBELICS and MINT-1T style Parquet: parallel lists `texts` and `images`, exactly one of the two set at each position.
 
-Images are encoded bytes. A `source` column, where there is one, names the corpus of a row; else the folder does.
+Images are encoded bytes, structs that hold them, or paths. A `source` column, where there is one, names the corpus of a row; else the
+folder does.
 """
 
 from collections.abc import Iterator
 
-import pyarrow.fs as pafs
-
-from moca_core.sources.listing import find_files, folder_name, parquet_rows
+from moca_core.sources import Location
+from moca_core.sources.fields import BadRow, as_image, as_list, as_text
+from moca_core.sources.listing import folder_name, parquet_units
+from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Document, Rejected, Segment
 
+COLUMNS = {"texts": ("texts",), "images": ("images",), "source": ("source",)}
+OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
 
-def list_units(fs: pafs.FileSystem, path: str) -> list[dict]:
-    return find_files(fs, path, ".parquet")
+
+def list_units(location: Location) -> list[dict]:
+    return parquet_units(location)
 
 
-def read_unit(fs: pafs.FileSystem, unit: dict) -> Iterator[Document | Rejected]:
+def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
-    for number, row in enumerate(parquet_rows(fs, path, ["texts", "images"], optional=("source",))):
-        texts, images = row["texts"] or [], row["images"] or []
+
+    def document(row: dict) -> Document:
+        texts, images = as_list(row["texts"], "texts"), as_list(row["images"], "images")
         if len(texts) != len(images) or any((t is None) == (i is None) for t, i in zip(texts, images, strict=True)):
             detail = f"{len(texts)} texts and {len(images)} images; each position needs exactly one of the two"
-            yield Rejected("texts_images_mismatch", detail, f"{path} row {number}")
-            continue
-        segments = (Segment(text=t, image=i) for t, i in zip(texts, images, strict=True))
-        yield Document(row.get("source") or folder_name(path), tuple(s for s in segments if s.text != ""))
+            raise BadRow("texts_images_mismatch", detail)
+        segments = [
+            Segment(text=as_text(text, "texts"))
+            if image is None
+            else Segment(image=as_image(image, "images", location, path))
+            for text, image in zip(texts, images, strict=True)
+        ]
+        source = as_text(row["source"], "source") or folder_name(path)
+        return Document(source, tuple(s for s in segments if s.text != ""))
+
+    return read_rows(parquet_rows(location, unit, COLUMNS, optional=("source",)), document)

@@ -59,7 +59,7 @@ def training() -> list[Pair]:
 
 @lru_cache(maxsize=1)
 def tasks() -> dict[str, EvalTask]:
-    return {task.name: task for task in pairs.read_tasks(None, None)}
+    return {task.name: task for task in pairs.read_tasks(None)}
 
 
 def size_of(image: bytes) -> tuple[int, int]:
@@ -75,7 +75,7 @@ def sides(pair: Pair) -> tuple[Content, ...]:
 
 def test_units_name_every_package_and_every_number_once():
     for adapter in (documents, pairs):
-        units = adapter.list_units(None, None)
+        units = adapter.list_units(None)
         assert [unit["package"] for unit in units if unit["kind"] == "package"] == list(PACKAGES)
         parts = [(unit["part"], unit["parts"]) for unit in units if unit["kind"] == "plots"]
         assert parts == [(part, len(parts)) for part in range(len(parts))]

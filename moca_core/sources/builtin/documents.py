@@ -37,14 +37,14 @@ _ROWS_SHOWN = 3  # rows of the table that a plot document quotes
 _COLUMNS_SHOWN = 4
 
 
-def list_units(fs: object = None, path: object = None) -> list[dict[str, Any]]:
-    """One unit for every package, some for the plots, one for the digits. Both arguments are unused."""
+def list_units(location: None = None) -> list[dict[str, Any]]:
+    """One unit for every package, some for the plots, one for the digits. `location` is unused."""
     packages = [{"kind": "package", "package": package} for package in PACKAGES]
     plots = [{"kind": "plots", "part": part, "parts": PLOT_UNITS} for part in range(PLOT_UNITS)]
     return [*packages, *plots, {"kind": "digits"}]
 
 
-def read_unit(fs: object, unit: dict[str, Any]) -> Iterator[Document]:
+def read_unit(location: None, unit: dict[str, Any]) -> Iterator[Document]:
     """The documents of one unit: about 260 of a package, 200 with plots, or all 500 with digits."""
     if unit["kind"] == "package":
         yield from _package_documents(unit["package"])

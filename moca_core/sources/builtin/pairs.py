@@ -44,14 +44,14 @@ EVAL_TEXTS = 150
 EVAL_PAGES = 100  # candidates are pictures of 80 tokens each
 
 
-def list_units(fs: object = None, path: object = None) -> list[dict[str, Any]]:
-    """One unit for every package, some for the plots, one for the digits. Both arguments are unused."""
+def list_units(location: None = None) -> list[dict[str, Any]]:
+    """One unit for every package, some for the plots, one for the digits. `location` is unused."""
     packages = [{"kind": "package", "package": package} for package in PACKAGES]
     plots = [{"kind": "plots", "part": part, "parts": PLOT_UNITS} for part in range(PLOT_UNITS)]
     return [*packages, *plots, {"kind": "digits"}]
 
 
-def read_pairs(fs: object, unit: dict[str, Any]) -> Iterator[Pair]:
+def read_pairs(location: None, unit: dict[str, Any]) -> Iterator[Pair]:
     """The training pairs of one unit; those of a package are of two tasks, one after the other."""
     if unit["kind"] == "package":
         entries = training_entries(unit["package"])
@@ -71,7 +71,7 @@ def read_pairs(fs: object, unit: dict[str, Any]) -> Iterator[Pair]:
         raise ValueError(f"not a unit of the built-in pairs: {unit!r}")
 
 
-def read_tasks(fs: object = None, path: object = None) -> Iterator[EvalTask]:
+def read_tasks(location: None = None) -> Iterator[EvalTask]:
     """The four held-out tasks, named as the sources of the pairs. Queries are asked against all candidates."""
     scans = held_out_digits()[:EVAL_DIGITS]
     yield EvalTask(
