@@ -35,7 +35,9 @@ def collate_pairs(
     sequences = [renderer.first(pair.query) for pair in pairs]
     sequences += [renderer.first(candidate) for candidate in candidates if candidate is not None]
     return PairBatch(
-        stream=packed_stream(packed_row([sequence_row("", s) for s in sequences], renderer.spec), renderer.spec),
+        stream=packed_stream(
+            packed_row([sequence_row("", s) for s in sequences], renderer.spec), renderer.spec, fast=True
+        ),
         num_queries=len(pairs),
         candidate_valid=np.array([candidate is not None for candidate in candidates]),
         candidate_group=np.array(groups, dtype=np.int64),
