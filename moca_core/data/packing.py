@@ -4,7 +4,8 @@ from bisect import bisect_left, insort
 
 import numpy as np
 
-EXTRA_PACKS = (0, 0.005, 0.01, 0.015, 0.02)  # tried in turn: packs beyond the fullest packing, for packs of equal cost
+EVEN_FILL = 0.975  # of the budget: how full packs of equal cost stay
+TRIES = 5  # numbers of packs that are tried for them
 
 
 def pack(lengths: list[int], budget: int) -> list[list[int]]:
@@ -33,11 +34,13 @@ def pack(lengths: list[int], budget: int) -> list[list[int]]:
 def pack_evenly(lengths: list[int], costs: list[float], budget: int) -> list[list[int]]:
     """Like `pack`, with packs that also cost about the same: best fit puts images with images, and text with text.
 
-    `costs` (any unit) are those of the sequences, and add up to the cost of a pack. Takes at most 2 % more packs than best fit;
-    where that is too few to spread sequences evenly (a small window, or long sequences), it is best fit. O(n * packs).
+    `costs` (any unit) are those of the sequences, and add up to the cost of a pack. As many packs as best fit takes, or a few more
+    while they stay `EVEN_FILL` full; where sequences do not spread over those (a small window, or long sequences), it is best fit.
+    O(n * packs).
     """
     fullest = pack(lengths, budget)
-    counts = sorted({int(len(fullest) * (1 + extra)) for extra in EXTRA_PACKS})
+    most = max(len(fullest), int(sum(lengths) / (EVEN_FILL * budget)))
+    counts = np.unique(np.linspace(len(fullest), most, TRIES, dtype=int))
     tries = (_spread(lengths, costs, budget, count) for count in counts)
     return next((packs for packs in tries if packs is not None), fullest)
 

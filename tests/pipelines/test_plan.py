@@ -47,7 +47,7 @@ def test_epochs_and_seeds_are_in_different_orders():
     assert first != second
     assert contents(costs, 4, range(16), seed=3) == contents(costs, 4, range(16), seed=3)
     assert contents(costs, 4, range(16), seed=3) != contents(costs, 4, range(16), seed=4)
-    early = [{row for step in contents(bimodal(900), 4, range(64), seed=seed) for row in step} for seed in (3, 4)]
+    early = [{row for step in contents(bimodal(1024), 4, range(64), seed=seed) for row in step} for seed in (3, 4)]
     assert early[0] != early[1], "the seed also says which rows come early"
 
 
