@@ -146,6 +146,43 @@ def test_digest_of_a_renamed_file_differs(root: str) -> None:
     assert storage.digest(storage.join(root, "x")) != storage.digest(storage.join(root, "y"))
 
 
+def test_digest_of_a_glob_follows_links_as_a_folder_does(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").write_text("content")
+    for folder in ("links", "files"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "links" / "a.txt").symlink_to("../blobs/abc")
+    (tmp_path / "files" / "a.txt").write_text("content")
+    assert storage.digest(str(tmp_path / "links/*.txt")) == storage.digest(str(tmp_path / "files/*.txt"))
+
+
+def test_digest_refuses_pointers_to_content_that_is_elsewhere(root: str) -> None:
+    fill(root)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    storage.write_atomic(storage.join(root, "b", "three.parquet"), pointer)
+    for uri in (
+        root,
+        storage.join(root, "b"),
+        storage.join(root, "b/*.parquet"),
+        storage.join(root, "b/three.parquet"),
+    ):
+        with pytest.raises(ValueError, match=r"three\.parquet in .*git lfs pull"):
+            storage.digest(uri)
+    assert storage.digest(storage.join(root, "b/*.bin"))
+    storage.write_atomic(storage.join(root, "b", "three.parquet"), pointer + bytes(2000))  # only begins like one
+    assert storage.digest(root)
+
+
+def test_digest_does_not_see_what_git_keeps_beside_a_clone(root: str) -> None:
+    fill(root)
+    before = storage.digest(root)
+    storage.write_atomic(storage.join(root, ".git", "index"), b"changes with every command")
+    storage.write_atomic(storage.join(root, ".cache", "huggingface", "download", "one.txt.metadata"), b"a time")
+    assert storage.digest(root) == before
+    storage.write_atomic(storage.join(root, ".gitattributes"), b"*.parquet filter=lfs")
+    assert storage.digest(root) != before
+
+
 def test_digest_of_nothing_names_it(root: str) -> None:
     with pytest.raises(ValueError, match=r"no data at .*missing/\*\.jsonl"):
         storage.digest(storage.join(root, "missing/*.jsonl"))
@@ -180,6 +217,23 @@ def test_nobody_sees_half_a_file(tmp_path: Path) -> None:
     writer.join()
     seen.add(os.path.getsize(file))
     assert seen == {3_000_000}
+
+
+def test_a_writer_appears_at_its_end_or_not_at_all(root: str) -> None:
+    file = storage.join(root, "file")
+    with storage.open_writer(file) as writer:
+        writer.write(b"first ")
+        writer.write(b"second")
+        assert not storage.exists(file) and storage.list_files(root) == []
+    assert storage.read_bytes(file) == b"first second"
+    with pytest.raises(KeyboardInterrupt), storage.open_writer(file) as writer:
+        writer.write(b"third")
+        raise KeyboardInterrupt
+    assert storage.read_bytes(file) == b"first second"
+    assert storage.list_files(root) == [("file", 12)]
+    with storage.open_writer(file):
+        pass
+    assert storage.read_bytes(file) == b""
 
 
 def test_unknown_scheme_is_named() -> None:

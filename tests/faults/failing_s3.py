@@ -30,13 +30,14 @@ KINDS = {
     "reset": 3,  # RST in place of an answer; the server never saw the request
     "lost": 3,  # the server did as asked, and RST in place of its answer
     "cut": 3,  # RST in the middle of the body of the answer
-    "stall": 1,  # no answer for longer than the client waits
+    "stall": 2,  # no answer for longer than the client waits
 }  # kind: weight
 _XML = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{0}</Code><Message>{1}</Message></Error>"
 _ERRORS = {
     "500": (500, _XML.format("InternalError", "We encountered an internal error. Please try again.")),
     "503": (503, _XML.format("SlowDown", "Please reduce your request rate.")),
     "403": (403, _XML.format("AccessDenied", "Access Denied")),
+    "404": (404, _XML.format("NoSuchUpload", "The specified multipart upload does not exist.")),
 }
 
 # (method and URL of a request, how often it was seen before, how often in a row it was failed just now) -> kind or None
