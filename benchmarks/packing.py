@@ -21,7 +21,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -164,9 +163,16 @@ class Measured:
     straggler: dict[tuple[int, int], float]
 
 
-def straggler(work: np.ndarray) -> float:
-    """Of the work [steps, ranks] of every rank in every step."""
-    return float((work.max(1) / work.mean(1)).mean())
+def stragglers(deal: Callable[[int, int], np.ndarray]) -> dict[tuple[int, int], float]:
+    """Of `deal(ranks, micro-batches a step)`, the work of micro-steps [n, ranks]."""
+    ratios = {}
+    for ranks in RANKS:
+        for micro_batches in ACCUMULATION:
+            micro_steps = deal(ranks, micro_batches)
+            steps = len(micro_steps) // micro_batches
+            work = micro_steps[: steps * micro_batches].reshape(steps, micro_batches, ranks).sum(1)
+            ratios[ranks, micro_batches] = float((work.max(1) / work.mean(1)).mean())
+    return ratios
 
 
 def buckets(docs: list[Doc], rng: np.random.Generator) -> tuple[Measured, Measured]:
@@ -184,15 +190,11 @@ def buckets(docs: list[Doc], rng: np.random.Generator) -> tuple[Measured, Measur
             tokens, slots = tokens + real_tokens, slots + padded
             work.setdefault(int(b), []).append(flops(batch, padded - real_tokens))
     lost = 1 - sum(map(size, kept)) / sum(map(size, docs))
-    orders: tuple[Callable[[int], np.ndarray], ...] = (
-        lambda ranks: same_bucket(work, ranks, rng),
-        lambda ranks: dealt(rng.permutation(np.concatenate(list(work.values()))), ranks),
-    )
-    measured = []
-    for order in orders:
-        ratios = {(r, a): straggler(accumulated(order(r), a)) for r in RANKS for a in ACCUMULATION}
-        measured.append(Measured(tokens / slots, 1 - tokens / slots, lost, ratios))
-    return measured[0], measured[1]
+    every = np.concatenate(list(work.values()))
+    meant = stragglers(lambda ranks, _: same_bucket(work, ranks, rng))
+    runs = stragglers(lambda ranks, _: dealt(rng.permutation(every), ranks))
+    share = tokens / slots
+    return Measured(share, 1 - share, lost, meant), Measured(share, 1 - share, lost, runs)
 
 
 def bucket_cost(doc: Doc) -> int:
@@ -209,50 +211,45 @@ def same_bucket(work: dict[int, list[float]], ranks: int, rng: np.random.Generat
     return rng.permutation(np.concatenate([dealt(np.array(of), ranks) for of in work.values()]))
 
 
-def accumulated(work: np.ndarray, micro_batches: int) -> np.ndarray:
-    """Micro-steps [n, ranks] summed over the steps that they make up."""
-    steps = len(work) // micro_batches
-    return work[: steps * micro_batches].reshape(steps, micro_batches, -1).sum(1)
-
-
-def packs(docs: list[Doc], options: argparse.Namespace, *, evenly: bool, planned: bool) -> Measured:
-    """Ours: every window of documents is packed alone, its rows are dealt by the plan, or at random."""
-    budget, window = options.budget, options.window
+def packs(docs: list[Doc], options: argparse.Namespace, *, evenly: bool) -> tuple[Measured, Measured]:
+    """Ours, every window of documents packed alone: (rows dealt at random, dealt by the plan)."""
     costs, tokens = [], 0
-    for first, last in pairwise([*range(0, len(docs), window), len(docs)]):
-        pieces = [piece for doc in docs[first:last] for piece in split(doc, budget)]
+    for first in range(0, len(docs), options.window):
+        window = docs[first : first + options.window]
+        pieces = [piece for doc in window for piece in split(doc, options.budget)]
         lengths, work = [size(p) for p in pieces], [flops([p]) for p in pieces]
         tokens += sum(lengths)
-        rows = pack_evenly(lengths, work, budget) if evenly else pack(lengths, budget)
+        rows = pack_evenly(lengths, work, options.budget) if evenly else pack(lengths, options.budget)
         costs += [sum(work[i] for i in members) for members in rows]
-    by_row, ratios = np.array(costs), {}
-    for ranks in RANKS:
-        for a in ACCUMULATION:
-            if planned:
-                steps = (row_plan(by_row, ranks * a, range(STEPS), rank, ranks, options.seed) for rank in range(ranks))
-                rows = np.array([[address["row"] for address in plan] for plan in steps])  # [ranks, micro-steps]
-                micro_steps = by_row[rows].T
-            else:
-                micro_steps = dealt(np.random.default_rng(options.seed).permutation(by_row), ranks)
-            ratios[ranks, a] = straggler(accumulated(micro_steps, a))
-    return Measured(tokens / (len(costs) * budget), 0.0, 1 - tokens / sum(map(size, docs)), ratios)
+    fill, lost = tokens / (len(costs) * options.budget), 1 - tokens / sum(map(size, docs))
+    at_random = np.random.default_rng(options.seed).permutation(costs)
+    random = stragglers(lambda ranks, _: dealt(at_random, ranks))
+    planned = stragglers(lambda ranks, micro_batches: by_plan(np.array(costs), ranks, micro_batches, options.seed))
+    return Measured(fill, 0.0, lost, random), Measured(fill, 0.0, lost, planned)
+
+
+def by_plan(costs: np.ndarray, ranks: int, micro_batches: int, seed: int) -> np.ndarray:
+    plans = [row_plan(costs, ranks * micro_batches, range(STEPS), rank, ranks, seed) for rank in range(ranks)]
+    return costs[[[address["row"] for address in plan] for plan in plans]].T
 
 
 def compare(name: str, docs: list[Doc], options: argparse.Namespace, rng: np.random.Generator) -> bool:
     """Prints one table; whether ours passes."""
     meant, runs = buckets(docs, rng)
-    random = packs(docs, options, evenly=False, planned=False)
-    best_fit, even = (packs(docs, options, evenly=evenly, planned=True) for evenly in (False, True))
+    full_random, full_planned = packs(docs, options, evenly=False)
+    even_random, even = packs(docs, options, evenly=True)
+    rows = {
+        "buckets, ranks in one bucket": meant,
+        "buckets, as they run": runs,
+        "best fit, random order": full_random,
+        "best fit, our plan": full_planned,
+        "even packs, random order": even_random,
+        "ours: even packs, our plan": even,
+    }
     print(f"\n{name}: {len(docs)} documents, {sum(map(size, docs)) / 1e6:.1f} M tokens")
     columns = "".join(f"{f'{ranks} ranks x{a}':>14}" for ranks, a in even.straggler)
     print(f"{'':32}{'fill':>8}{'padding':>9}{'cut':>8}{columns}")
-    labels = (
-        "buckets, ranks in one bucket",
-        "buckets, as they run",
-        "best fit, with our plan",
-        "ours: even packs, our plan",
-    )
-    for label, m in zip(labels, (meant, runs, random, best_fit, even), strict=True):
+    for label, m in rows.items():
         ratios = "".join(f"{ratio:14.3f}" for ratio in m.straggler.values())
         print(f"{label:32}{m.fill:8.1%}{m.padding:9.1%}{m.cut:8.1%}{ratios}")
     passed = even.fill >= MIN_FILL and max(even.straggler.values()) <= MAX_STRAGGLER
