@@ -31,7 +31,7 @@ REASONS = (
     "image_unsupported",
 )
 
-BYTES_PER_PX, BYTES_PER_BYTE = 24, 40  # measured by tests/core/test_hostile_images.py
+BYTES_PER_PX, BYTES_PER_BYTE = 28, 40  # measured by tests/core/test_hostile_images.py
 PILLOW_MAX_PX = 2 * Image.MAX_IMAGE_PIXELS
 
 _MAX_SCANS = 100  # of a JPEG at max_px; every scan visits all pixels again, and real files have about ten
@@ -256,7 +256,9 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bits(image)
     if image.has_transparency_data:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if image.mode == "La":
+            image = image.convert("LA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         if rgba.getchannel("A").getextrema()[0] == 255:
             return rgba.convert("RGB")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
