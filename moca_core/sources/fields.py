@@ -1,11 +1,17 @@
 """Fields of a row, read with suspicion: the right type or a BadRow."""
 
+import errno
 import posixpath
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from moca_core.sources import Location
+from moca_core.types import Content, Segment
+
+MAX_CONTENT_BYTES = 512 * 2**20
+MAX_IMAGE_BYTES = 256 * 2**20  # far above what a recipe allows: only so that a mistaken file is never read whole
 
 
 class BadRow(ValueError):
@@ -17,6 +23,19 @@ class BadRow(ValueError):
 
     def __reduce__(self):  # exceptions cross process borders
         return BadRow, (self.reason, str(self))
+
+
+def gathered(segments: Iterable[Segment]) -> Content:
+    """The segments but for empty texts. Raises BadRow as soon as they are too many bytes: a short row may name a large file often."""
+    held: list[Segment] = []
+    held_bytes = 0
+    for segment in segments:
+        held_bytes += len(segment.image or segment.text or b"")
+        if held_bytes > MAX_CONTENT_BYTES:
+            raise BadRow("document_too_large", f"more than {MAX_CONTENT_BYTES} bytes in one document")
+        if segment.text != "":
+            held.append(segment)
+    return tuple(held)
 
 
 def as_text(value: Any, role: str) -> str:
@@ -56,22 +75,42 @@ def as_image(value: Any, role: str, location: Location, file: str) -> bytes:
     return read_image_file(location, file, value) if value else b""
 
 
+def image_if_there(location: Location, file: str, name: str) -> bytes:
+    """As `read_image_file`, but b"" where there is no such file: for layouts of which most copies lack some images."""
+    try:
+        return read_image_file(location, file, name)
+    except BadRow as error:
+        if error.reason != "image_missing":
+            raise
+        return b""
+
+
 def read_image_file(location: Location, file: str, name: str) -> bytes:
     """Bytes of the image that a row of `file` names: below `location.images`, else beside the file, else at the top of the source.
 
-    Raises BadRow where there is none, also for a name that points out of those folders.
+    Raises BadRow where there is none, also for a name that points out of those folders or cannot be one.
     """
-    relative = posixpath.normpath(name)
-    if relative.startswith(("/", "..")):
-        raise BadRow("image_missing", f"{name} lies outside of the source")
+    relative = posixpath.normpath(as_text(name, "image path"))
+    if relative.startswith(("/", "..")) or "\0" in relative:
+        raise BadRow("image_missing", f"{name[:200]!r} lies outside of the source")
     for folder in [location.images] if location.images else [posixpath.dirname(file), location.path]:
         path = posixpath.join(folder, relative)
         try:
-            with location.fs.open_input_file(path) as source:
-                return source.read()
+            return read_file(location.fs, path, MAX_IMAGE_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                break
             if location.fs.get_file_info(path).type != pafs.FileType.Directory:
                 raise
-    raise BadRow("image_missing", f"no file {name}")
+    raise BadRow("image_missing", f"no file {name[:200]}")
+
+
+def read_file(fs: pafs.FileSystem, path: str, max_bytes: int) -> bytes:
+    """The content of a file. Raises BadRow for more than `max_bytes`, of which no more are read."""
+    with fs.open_input_file(path) as source:
+        data = source.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadRow("file_too_large", f"{path} has more than {max_bytes} bytes")
+    return data

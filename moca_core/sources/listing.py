@@ -15,13 +15,16 @@ from moca_core.sources import Location
 UNIT_BYTES = 64 * 2**20
 """A unit holds about this much of a file that can be cut: enough to be worth a task, little enough to sample by."""
 
+FILES_PER_UNIT = 256
 FOOTERS_AT_ONCE = 16
+PACKED = (".gz", ".zst")
 
 
 def find_files(location: Location, *extensions: str) -> list[tuple[str, int]]:
     """(path, size in bytes) of the files at a file, below a folder or matching a glob, in name order.
 
-    Of a folder or a glob only files with one of the extensions count, and none below a hidden folder. Raises ValueError where there is none.
+    Of a folder or a glob only files with one of the extensions count, and none below a hidden folder. Raises ValueError
+    where there is none.
     """
     fs, path = location.fs, location.path
     info = fs.get_file_info(path)
@@ -35,7 +38,7 @@ def find_files(location: Location, *extensions: str) -> list[tuple[str, int]]:
         (f.path, f.size)
         for f in found
         if f.type == pafs.FileType.File
-        and f.path.endswith(extensions)
+        and f.path.lower().endswith(extensions)
         and matches.match(f.path)
         and "/." not in f.path.removeprefix(folder)
     )
@@ -59,9 +62,13 @@ def parquet_units(location: Location) -> list[dict]:
 
     A file without a readable footer is one unit, which will say so when it is read.
     """
-    files = find_files(location, ".parquet")
+    return row_group_units(location.fs, [path for path, _ in find_files(location, ".parquet")])
+
+
+def row_group_units(fs: pafs.FileSystem, paths: list[str]) -> list[dict]:
+    """`parquet_units` of these files; their footers are read several at a time, which on S3 is all waiting."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
-        by_file = threads.map(partial(_row_groups, location.fs), [path for path, _ in files])
+        by_file = threads.map(partial(_row_groups, fs), paths)
         return [unit for units in by_file for unit in units]
 
 
@@ -69,7 +76,7 @@ def _row_groups(fs: pafs.FileSystem, path: str) -> list[dict]:
     try:
         with fs.open_input_file(path) as source:
             metadata = pq.read_metadata(source)
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, UnicodeDecodeError):
         return [{"path": path, "groups": [0, 1], "first_row": 0, "rows": 0}]
     units: list[dict] = []
     row, held_bytes = 0, UNIT_BYTES
@@ -90,11 +97,30 @@ def line_units(location: Location, *extensions: str) -> list[dict]:
 
     A compressed file (.gz, .zst) cannot be cut: one unit, {"path"}.
     """
+    names = [extension + packed for extension in extensions for packed in ("", *PACKED)]
+    return byte_range_units(find_files(location, *names))
+
+
+def byte_range_units(files: list[tuple[str, int]]) -> list[dict]:
+    """`line_units` of these (path, size)."""
     units: list[dict] = []
-    names = [extension + packed for extension in extensions for packed in ("", ".gz", ".zst")]
-    for path, size in find_files(location, *names):
-        if path.endswith((".gz", ".zst")):
+    for path, size in files:
+        if path.lower().endswith(PACKED):
             units.append({"path": path})
         else:
             units += [{"path": path, "bytes": [at, min(at + UNIT_BYTES, size)]} for at in range(0, size, UNIT_BYTES)]
+    return units
+
+
+def small_file_units(files: list[tuple[str, int]]) -> list[dict]:
+    """Runs of neighbouring files of about `UNIT_BYTES` and at most `FILES_PER_UNIT`: {"paths", "rows"}, a row being a file."""
+    units: list[dict] = []
+    held_bytes = 0
+    for path, size in files:
+        if not units or held_bytes + size > UNIT_BYTES or units[-1]["rows"] == FILES_PER_UNIT:
+            units.append({"paths": [], "rows": 0})
+            held_bytes = 0
+        units[-1]["paths"].append(path)
+        units[-1]["rows"] += 1
+        held_bytes += size
     return units

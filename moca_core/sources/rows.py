@@ -14,8 +14,12 @@ from moca_core.sources.fields import BadRow
 from moca_core.types import Document, Pair, Rejected
 
 BATCH_ROWS = 16  # rows held in memory at a time, encoded images included
-MAX_LINE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 64 * 2**20  # what JSON makes of a line can take 25 times that
 BUFFER_BYTES = 2**20
+MAX_DETAIL_CHARS = 1000
+
+# All that Arrow raises on broken files. Its OSErrors of broken data have no number, those of the storage do.
+BROKEN = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
 Entry = TypeVar("Entry", Document, Pair)
 
@@ -30,7 +34,12 @@ def read_rows(
                 raise row
             yield replace(convert(row), where=where)
         except BadRow as error:
-            yield Rejected(error.reason, str(error), where)
+            yield Rejected(error.reason, _readable(str(error)), _readable(where))
+
+
+def _readable(text: str) -> str:
+    """Bounded, and storable: what a hostile row is called may have no UTF-8."""
+    return text[:MAX_DETAIL_CHARS].encode(errors="backslashreplace").decode()
 
 
 def parquet_rows(
@@ -49,18 +58,24 @@ def parquet_rows(
             names = pick_columns(path, file.schema_arrow.names, columns, location.columns, optional)
             groups = list(range(*unit["groups"]))
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=sorted({*names.values()})):
-                for row in batch.to_pylist():
-                    yield (
-                        f"{path} row {row_number}",
-                        {role: row[names[role]] if role in names else None for role in columns},
-                    )
+                read = {role: batch.column(batch.schema.get_all_field_indices(name)[0]) for role, name in names.items()}
+                for number in range(batch.num_rows):
+                    yield f"{path} row {row_number}", _values(columns, read, number)
                     row_number += 1
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            if (
-                getattr(error, "errno", None) is not None
-            ):  # the storage's complaint; Arrow's, of broken data, have no number
+        except BROKEN as error:
+            if getattr(error, "errno", None) is not None:
                 raise
             yield f"{path} from row {row_number}", BadRow("unreadable_file", str(error))
+
+
+def _values(columns: Iterable[str], read: Mapping[str, pa.Array], number: int) -> dict | BadRow:
+    """{role: value} of one row: Arrow reads bytes that are no UTF-8, and dates that there are not, without a word."""
+    try:
+        return {role: read[role][number].as_py() if role in read else None for role in columns}
+    except UnicodeDecodeError as error:
+        return BadRow("malformed_text", str(error))
+    except (ValueError, ArithmeticError) as error:
+        return BadRow("malformed_row", f"{type(error).__name__}: {error}")
 
 
 def pick_columns(
@@ -93,7 +108,7 @@ def json_rows(location: Location, unit: dict) -> Iterator[tuple[str, dict | BadR
             elif line.strip():
                 yield where, _parse(line)
     except OSError as error:
-        if error.errno is not None:  # as above
+        if error.errno is not None:
             raise
         yield f"{path} after byte {offset}", BadRow("unreadable_file", str(error))
 
