@@ -1,48 +1,73 @@
-"""MMEB evaluation Parquet: a query and its candidates as parallel lists, the right answer first. One task per file and direction."""
+"""MMEB evaluation Parquet: a query and its candidates as parallel lists, the right answer first. One task per split and direction."""
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, groupby
+from collections.abc import Iterator
+from itertools import groupby
 
 from moca_core.sources import Location
 from moca_core.sources.fields import BadRow
 from moca_core.sources.listing import parquet_units
-from moca_core.sources.mmeb import content, modality, task_name
+from moca_core.sources.mmeb import content, parallel
+from moca_core.sources.pairing import modality, task_name
 from moca_core.sources.rows import parquet_rows
 from moca_core.types import Content, EvalTask, Query, content_id
 
-COLUMNS = {c: (c,) for c in ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")}
+TARGETS = ("tgt_text", "tgt_img_path")
+COLUMNS = {c: (c,) for c in ("qry_text", "qry_img_path", *TARGETS)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
 
 
 def read_tasks(location: Location) -> Iterator[EvalTask]:
-    """Tasks of the file, or of every file of the folder. Raises ValueError for broken rows: a score needs all."""
-    for path, units in groupby(parquet_units(location), key=lambda unit: unit["path"]):
-        yield from _read_file(location, path, chain.from_iterable(parquet_rows(location, u, COLUMNS) for u in units))
+    """Tasks of the file, or of every split of the folder. Raises ValueError for broken rows: a score needs all."""
+    for name, units in groupby(parquet_units(location), key=lambda unit: task_name(unit["path"])):
+        yield from _read_split(location, name, list(units))
 
 
-def _read_file(location: Location, path: str, rows: Iterable[tuple[str, dict | BadRow]]) -> Iterator[EvalTask]:
-    stem = task_name(path)
-    queries: dict[str, list[Query]] = {}
-    pools: dict[str, dict[str, int]] = {}
-    contents: dict[str, list[Content]] = {}
+def _read_split(location: Location, name: str, units: list[dict]) -> Iterator[EvalTask]:
+    tasks: dict[str, _Pool] = {}
     loaded: dict[tuple[str, str], Content] = {}
-    for where, row in rows:
-        if isinstance(row, BadRow):
-            raise ValueError(f"{where}: {row}")
-        if not row["tgt_text"] or len(row["tgt_text"]) != len(row["tgt_img_path"] or []):
-            raise ValueError(f"{where}: tgt_text and tgt_img_path must be lists of one length, not empty")
-        query = content(location, path, row["qry_text"], row["qry_img_path"])
-        keys = list(zip(row["tgt_text"], row["tgt_img_path"], strict=True))
-        targets = [loaded.get(key) or loaded.setdefault(key, content(location, path, *key)) for key in keys]
-        name = f"{stem}/{modality(query)}-to-{modality(targets[0])}"
-        pool, known = pools.setdefault(name, {}), contents.setdefault(name, [])
-        places = []
-        for target in targets:
-            place = pool.setdefault(content_id(target), len(known))
-            if place == len(known):
-                known.append(target)
-            places.append(place)
-        unique = tuple(dict.fromkeys(places))
-        queries.setdefault(name, []).append(Query(query, (places[0],), unique))
-    for name in queries:
-        yield EvalTask(name, tuple(queries[name]), tuple(contents[name]))
+    for unit in units:
+        for where, row in parquet_rows(location, unit, COLUMNS):
+            try:
+                query, targets = _read_row(location, unit["path"], row, loaded)
+            except BadRow as error:
+                raise ValueError(f"{where}: {error}") from None
+            pool = tasks.setdefault(f"{name}/{modality(query)}-to-{modality(targets[0])}", _Pool())
+            pool.ask(query, targets)
+    for task, pool in tasks.items():
+        yield EvalTask(task, tuple(pool.queries), tuple(pool.candidates))
+
+
+def _read_row(
+    location: Location, path: str, row: dict | BadRow, loaded: dict[tuple[str, str], Content]
+) -> tuple[Content, list[Content]]:
+    """The query and its candidates; `loaded` holds those that earlier rows had too. Raises BadRow."""
+    if isinstance(row, BadRow):
+        raise row
+    query = content(location, path, row["qry_text"], row["qry_img_path"])
+    targets = parallel(row["tgt_text"], row["tgt_img_path"], TARGETS)
+    if not targets:
+        raise BadRow("malformed_row", "no candidates in tgt_text and tgt_img_path")
+    for target in targets:
+        if target not in loaded:
+            loaded[target] = content(location, path, *target)
+    return query, [loaded[target] for target in targets]
+
+
+class _Pool:
+    """Queries of one task, and every candidate that one of them has, once."""
+
+    def __init__(self) -> None:
+        self.queries: list[Query] = []
+        self.candidates: list[Content] = []
+        self._places: dict[str, int] = {}
+
+    def ask(self, query: Content, targets: list[Content]) -> None:
+        """Adds a query and its candidates, the first of which is the right answer."""
+        places = [self._place(target) for target in targets]
+        self.queries.append(Query(query, (places[0],), tuple(dict.fromkeys(places))))
+
+    def _place(self, target: Content) -> int:
+        place = self._places.setdefault(content_id(target), len(self.candidates))
+        if place == len(self.candidates):
+            self.candidates.append(target)
+        return place
