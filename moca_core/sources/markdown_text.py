@@ -29,7 +29,7 @@ def markdown_parts(source: str) -> list[str | Picture]:
             continue
         parts += ["".join(texts), part]
         texts.clear()
-    return [part for part in [*parts, "".join(texts)] if isinstance(part, Picture) or part.strip()]
+    return [part for part in [*parts, "".join(texts)] if part]
 
 
 def _pieces(source: str) -> Iterator[str | Picture]:

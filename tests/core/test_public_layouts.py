@@ -12,7 +12,7 @@ from samples import png, text
 from moca_core import sources
 from moca_core.data.images import ImageBounds
 from moca_core.data.validate import valid_documents
-from moca_core.sources import moca, obelics
+from moca_core.sources import Location, moca, obelics
 from moca_core.types import Document, Rejected, Segment
 
 FS = pafs.LocalFileSystem()
@@ -24,7 +24,11 @@ A, B = png(60, 60, 1), png(80, 60, 2)
 def write(path, rows, schema=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    return {"path": str(path)}
+    return Location(FS, str(path))
+
+
+def read(adapter, location):
+    return [item for unit in adapter.list_units(location) for item in adapter.read_unit(location, unit)]
 
 
 def reasons(items):
@@ -40,8 +44,7 @@ def test_obelics(tmp_path):
         {"texts": None, "images": None},
         {"texts": [None, None], "images": [A, B]},
     ]
-    unit = write(tmp_path / "corpus" / "part-0.parquet", rows)
-    items = list(obelics.read_unit(FS, unit))
+    items = read(obelics, write(tmp_path / "corpus" / "part-0.parquet", rows))
     assert reasons(items) == [None, *["texts_images_mismatch"] * 3, None, None]
     assert items[0] == Document("corpus", (text("one"), Segment(image=A), text("two")))
     assert items[5].content == (Segment(image=A), Segment(image=B))
@@ -52,8 +55,8 @@ def test_obelics(tmp_path):
 def test_a_source_column_names_the_corpus(tmp_path):
     rows = [{"texts": ["a"], "images": [None], "source": s} for s in ("web", None)]
     schema = pa.schema([("texts", pa.list_(pa.string())), ("images", pa.list_(pa.binary())), ("source", pa.string())])
-    unit = write(tmp_path / "corpus" / "a.parquet", rows, schema)
-    assert [d.source for d in obelics.read_unit(FS, unit)] == ["web", "corpus"]
+    location = write(tmp_path / "corpus" / "a.parquet", rows, schema)
+    assert [d.source for d in read(obelics, location)] == ["web", "corpus"]
 
 
 def test_moca(tmp_path):
@@ -65,7 +68,7 @@ def test_moca(tmp_path):
         {"text": "text alone", "images": None},
         {"text": f"{mark}", "images": [None]},
     ]
-    items = list(moca.read_unit(FS, write(tmp_path / "set" / "x.parquet", rows)))
+    items = read(moca, write(tmp_path / "set" / "x.parquet", rows))
     assert reasons(items) == [None, "too_few_images", "too_many_images", None, None]
     assert items[0] == Document("set", (text("one"), Segment(image=A), text("two"), Segment(image=B)))
     assert items[3].content == (text("text alone"),)
@@ -76,15 +79,15 @@ def test_files_are_found_in_order_and_missing_columns_named(tmp_path):
     for name in ("b/2.parquet", "a.parquet", "b/1.parquet"):
         write(tmp_path / name, [{"texts": ["a"]}])
     (tmp_path / "notes.txt").write_text("x")
-    units = obelics.list_units(FS, str(tmp_path))
+    units = obelics.list_units(Location(FS, str(tmp_path)))
     assert [u["path"].removeprefix(str(tmp_path)) for u in units] == ["/a.parquet", "/b/1.parquet", "/b/2.parquet"]
-    assert obelics.list_units(FS, units[0]["path"]) == units[:1]
-    with pytest.raises(ValueError, match=r"a\.parquet: no column images; it has texts"):
-        list(obelics.read_unit(FS, units[0]))
+    assert obelics.list_units(Location(FS, units[0]["path"])) == units[:1]
+    with pytest.raises(ValueError, match=r"a\.parquet: no column images for 'images'; it has texts"):
+        read(obelics, Location(FS, units[0]["path"]))
     for nowhere in ("none", "notes"):
         (tmp_path / "notes").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match=r"no \.parquet file there"):
-            obelics.list_units(FS, str(tmp_path / nowhere))
+            obelics.list_units(Location(FS, str(tmp_path / nowhere)))
 
 
 def test_every_registered_layout_has_its_functions():
@@ -93,15 +96,14 @@ def test_every_registered_layout_has_its_functions():
         for layout in getattr(sources, registry):
             module = sources.adapter(getattr(sources, registry), layout)
             assert all(callable(getattr(module, f)) for f in functions), layout
-    with pytest.raises(ValueError, match="unknown layout 'csv'; use one of builtin, moca, obelics"):
+    with pytest.raises(ValueError, match="unknown layout 'csv'; use one of builtin, captions, markup"):
         sources.adapter(sources.DOCUMENTS, "csv")
 
 
 @needs_kicad
 def test_kicad_documents():
-    units = obelics.list_units(FS, str(KICAD / "interleaved"))
-    items = [i for unit in units for i in obelics.read_unit(FS, unit)]
-    raw = [r for unit in units for r in pq.read_table(unit["path"]).to_pylist()]
+    items = read(obelics, Location(FS, str(KICAD / "interleaved")))
+    raw = [r for path in sorted((KICAD / "interleaved").iterdir()) for r in pq.read_table(path).to_pylist()]
     assert len(items) == len(raw) == 599 and not any(isinstance(i, Rejected) for i in items)
     for document, row in zip(items, raw, strict=True):
         both = [t or i for t, i in zip(row["texts"], row["images"], strict=True) if t != ""]
