@@ -36,6 +36,7 @@ PILLOW_MAX_PX = 2 * Image.MAX_IMAGE_PIXELS
 
 _MAX_SCANS = 100  # of a JPEG at max_px; every scan visits all pixels again, and real files have about ten
 _MAX_STRIPS = 100_000  # of a TIFF: Pillow makes an object of each, even of those that lie outside the image
+_DRAFT_MARGIN = 1.5  # decoded sides over resized ones: at 1.1 pages of text differ by 31 dB, from 1.5 on by 38 and more
 _START_OF_SCAN = b"\xff\xda"
 _STRIP_TAGS = (273, 279, 324, 325)  # offsets and sizes of strips and tiles
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -119,16 +120,16 @@ def header_size(data: bytes) -> tuple[int, int]:
 def read_patches(data: bytes, spec: BackboneSpec, *, fast: bool = False, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 patches [P, patch_values] of an image file that was checked when it entered; `out` as in `patchify`.
 
-    The patches are those of the backbone's own processor, to the bit. `fast` lets libjpeg decode at a half, a quarter or an eighth
-    while no side falls below the size to come, and averages other files down alike before they are resized: for training.
-    Raises ImageError.
+    The patches are to the bit those of the backbone's own processor. `fast`, for training, reads large JPEGs at a half, a quarter
+    or an eighth of their size: an A4 page of 300 dpi in 42 ms instead of 90, a photo of 12 megapixels in 75 instead of 144, with
+    a mean difference of 1.3 and 0.6 in 255 (PSNR 38 and 49 dB) at 1024 tokens. Raises ImageError.
     """
     with _refusals(data):
         image, upright_size, orientation = _open(data, UNBOUNDED)
         size = target_size(*upright_size, spec)
         if fast:
-            image.draft(None, size[::-1] if orientation in _SIDEWAYS else size)
-        return patchify(_upright(image, orientation), spec, size=size, reducing_gap=1.0 if fast else None, out=out)
+            image = _drafted(image, size[::-1] if orientation in _SIDEWAYS else size)
+        return patchify(_upright(image, orientation), spec, size=size, out=out)
 
 
 def target_size(width: int, height: int, spec: BackboneSpec) -> tuple[int, int]:
@@ -155,7 +156,6 @@ def patchify(
     spec: BackboneSpec,
     *,
     size: tuple[int, int] | None = None,
-    reducing_gap: float | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """uint8 patches [P, patch_values] of an RGB or L image, the patches of one merged group next to each other.
@@ -164,7 +164,7 @@ def patchify(
     """
     size = size or target_size(*image.size, spec)
     if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=reducing_gap)
+        image = image.resize(size, Image.Resampling.BICUBIC)
     patch, merge = spec.patch_size_px, spec.merge_size
     rows, columns = size[1] // spec.factor_px, size[0] // spec.factor_px
     if out is None:
@@ -243,6 +243,17 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGED:
         return 1
     return orientation if orientation in _TURNS else 1
+
+
+def _drafted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image resized to `size` where libjpeg can decode it at a fraction that is large enough, else the image as it was."""
+    scale = min(image.width / size[0], image.height / size[1])
+    if image.format not in ("JPEG", "MPO") or scale < 2 * _DRAFT_MARGIN:
+        return image
+    drafted = image.draft(None, tuple(math.ceil(side * _DRAFT_MARGIN) for side in size))
+    image.load()
+    # The box, because the sides of a fraction are rounded up.
+    return _plain(image).resize(size, Image.Resampling.BICUBIC, box=drafted and drafted[1])
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
