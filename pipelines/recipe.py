@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from cluster.workers import ClusterConfig
+from moca_core.data.duplicates import CleanRules
 from pipelines.steps.base import BaseConfig
 from pipelines.steps.corpus import CorpusConfig
 from pipelines.steps.evaluate import EvaluateConfig
@@ -50,6 +51,7 @@ class Recipe:
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     export: ExportConfig
+    clean: CleanRules = CleanRules()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -1,22 +1,46 @@
 """Rows that cannot be used: kept aside with their reason, counted, and too many of them an error."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from cluster import storage
+from moca_core.data import quality
 from moca_core.data.schema import REJECTED, rejected_to_table
 from moca_core.types import Rejected
 from pipelines.tables import table_writer
 
 ROWS_PER_GROUP = 64
+LEAKED = "pair_in_evaluation"
+UNWANTED = (*quality.REASONS, LEAKED)  # good data that is not taken: no reason to stop
+Item = TypeVar("Item")
 
 
-def write_rejected(uri: str, number: int, rejected: list[Rejected]) -> dict[str, list]:
-    """Keeps what unit `number` of a step rejected below `uri`; returns its {"reasons", "reason_counts"}, two parallel lists."""
-    if rejected:
-        with table_writer(storage.join(uri, f"rejected/part-{number:05d}.parquet"), REJECTED, ROWS_PER_GROUP) as aside:
-            aside.write(rejected_to_table(rejected))
-    counts = Counter(r.reason for r in rejected)
-    return {"reasons": list(counts), "reason_counts": list(counts.values())}
+class Quarantine:
+    """The rejections of one unit: `sift` passes on everything else."""
+
+    def __init__(self, write) -> None:
+        self._write = write
+        self.counts: Counter[str] = Counter()
+
+    def sift(self, items: Iterable[Item | Rejected]) -> Iterator[Item]:
+        for item in items:
+            if isinstance(item, Rejected):
+                self.counts[item.reason] += 1
+                self._write(rejected_to_table([item]))
+            else:
+                yield item
+
+
+@contextmanager
+def quarantine(uri: str, number: int) -> Iterator[Quarantine]:
+    """Keeps what unit `number` of a step rejects below `uri`, in a table with reason, detail and place; no table where there is nothing."""
+    target = storage.join(uri, f"rejected/part-{number:05d}.parquet")
+    with table_writer(target, REJECTED, ROWS_PER_GROUP) as aside:
+        yield Quarantine(aside.write)
+    if not aside.rows:
+        storage.delete(target)
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -26,11 +50,13 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_rejected(what: str, accepted: int, rejected: dict[str, int], most: float) -> None:
-    """Raises ValueError where more than the stated fraction was rejected, or nothing is left."""
-    bad = sum(rejected.values())
+    """Raises ValueError where more than the stated fraction was broken, or nothing is left. What is only unwanted is not broken."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items(), key=lambda r: -r[1]))
     if accepted == 0:
-        raise ValueError(f"{what}: nothing usable in {bad} rows ({reasons or 'the sources are empty'})")
+        raise ValueError(
+            f"{what}: nothing usable in {sum(rejected.values())} rows ({reasons or 'the sources are empty'})"
+        )
+    bad = sum(count for reason, count in rejected.items() if reason not in UNWANTED)
     if bad > most * (accepted + bad):
         raise ValueError(
             f"{what}: {bad} of {accepted + bad} rows rejected ({reasons}), more than max_rejected_fraction={most}; "

@@ -110,3 +110,9 @@ def targets(given: tuple[Source, ...], max_rows: int | None) -> list[int | None]
         min((n for n in (share, source.limit) if n is not None), default=None)
         for share, source in zip(shares, given, strict=True)
     ]
+
+
+def names(given: tuple[Source, ...]) -> list[str]:
+    """A name for each source, no two alike."""
+    plain = [source.name for source in given]
+    return [f"{name} ({k})" if plain.count(name) > 1 else name for k, name in enumerate(plain, 1)]

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
@@ -23,17 +24,21 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 class TableWriter:
     """Appends tables of any number of rows to one Parquet file, in row groups of exactly `rows_per_group` rows, the last
     one excepted: so a row can be fetched by its address. Less than one group is held back. `rows` counts all rows given.
+    With `rows_per_group=None` every table is a row group.
     """
 
-    def __init__(self, sink: BinaryIO, schema: pa.Schema, rows_per_group: int) -> None:
+    def __init__(self, sink: BinaryIO, schema: pa.Schema, rows_per_group: int | None) -> None:
         self._writer = pq.ParquetWriter(sink, schema, compression="zstd")
         self._rows_per_group, self.rows = rows_per_group, 0
         self._held: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
+        self.rows += table.num_rows
+        if self._rows_per_group is None:
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+            return
         if table.num_rows:
             self._held.append(table)
-        self.rows += table.num_rows
         held = sum(t.num_rows for t in self._held)
         if held < self._rows_per_group:
             return
@@ -53,7 +58,7 @@ class TableWriter:
 
 
 @contextmanager
-def table_writer(uri: str, schema: pa.Schema, rows_per_group: int) -> Iterator[TableWriter]:
+def table_writer(uri: str, schema: pa.Schema, rows_per_group: int | None) -> Iterator[TableWriter]:
     """A writer whose file appears under its name when the block ends well, and not at all otherwise.
 
     Groups go to the storage as they fill.
@@ -84,6 +89,6 @@ def read_rows(uri: str, rows: list[int], rows_per_group: int) -> list[dict]:
     return [groups[row // rows_per_group].slice(row % rows_per_group, 1).to_pylist()[0] for row in rows]
 
 
-def read_table(uri: str) -> pa.Table:
+def read_table(uri: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
     fs, path = storage.filesystem(uri)
-    return pq.read_table(path, filesystem=fs)
+    return pq.read_table(path, filesystem=fs, columns=columns, filters=filters)

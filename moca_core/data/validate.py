@@ -1,31 +1,76 @@
 """Validation: what may enter a corpus or a pair set. Bad data gets a reason and is kept aside, never mended in silence."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from moca_core.data.images import ImageBounds, ImageError, decode
-from moca_core.types import Content, Document, EvalTask, Pair, Rejected
+from moca_core.data.quality import TextBounds, unwanted
+from moca_core.types import Content, Document, EvalTask, Pair, Rejected, Segment
+
+
+def image_problem(image: bytes, bounds: ImageBounds) -> ImageError | None:
+    """Why an image cannot be used, or None: all of it is decoded to find out."""
+    if not image:
+        return ImageError("image_missing", "no bytes")
+    try:
+        decode(image, bounds)
+    except ImageError as error:
+        return error
+    return None
 
 
 def problem(content: Content, bounds: ImageBounds) -> ImageError | None:
     """Why this content cannot be used, or None."""
-    if not any(segment.image or (segment.text and segment.text.strip()) for segment in content):
+    if is_empty(content):
         return ImageError("empty", "no text and no image")
-    for segment in content:
-        if segment.image is not None:
-            try:
-                decode(segment.image, bounds)
-            except ImageError as error:
-                return error
-    return None
+    images = (segment.image for segment in content if segment.image is not None)
+    return next(filter(None, (image_problem(image, bounds) for image in images)), None)
 
 
-def valid_documents(items: Iterable[Document | Rejected], bounds: ImageBounds) -> Iterator[Document | Rejected]:
-    """The same items, with documents that cannot be used turned into rejections."""
+def is_empty(content: Content) -> bool:
+    return not any(segment.image is not None or segment.text.strip() for segment in content)
+
+
+def valid_documents(
+    items: Iterable[Document | Rejected],
+    bounds: ImageBounds,
+    *,
+    text_bounds: TextBounds | None = None,
+    drop_images: bool = False,
+) -> Iterator[Document | Rejected]:
+    """The same items, with documents that cannot be used or are not wanted turned into rejections.
+
+    With `drop_images` a document goes on without those of its images that cannot be used, and each of them is a rejection of
+    its own, counted as "dropped_" and its reason.
+    """
     for item in items:
-        if isinstance(item, Document) and (error := problem(item.content, bounds)):
-            yield Rejected(error.reason, error.detail, f"{item.source} {item.doc_id}")
+        if isinstance(item, Document) and drop_images:
+            kept, dropped = without_bad_images(item, bounds)
+            yield from dropped
+            error = ImageError("empty", "no text and no good image") if is_empty(kept.content) else None
+            item = kept
+        elif isinstance(item, Document):
+            error = problem(item.content, bounds)
         else:
             yield item
+            continue
+        if error:
+            yield Rejected(error.reason, error.detail, item.where)
+        elif text_bounds and (rejected := unwanted(item.content, text_bounds, item.where)):
+            yield rejected
+        else:
+            yield item
+
+
+def without_bad_images(document: Document, bounds: ImageBounds) -> tuple[Document, list[Rejected]]:
+    content: list[Segment] = []
+    dropped = []
+    for place, segment in enumerate(document.content):
+        if segment.image is not None and (error := image_problem(segment.image, bounds)):
+            dropped.append(Rejected(f"dropped_{error.reason}", error.detail, f"{document.where} segment {place}"))
+        else:
+            content.append(segment)
+    return replace(document, content=tuple(content)), dropped
 
 
 def valid_pairs(items: Iterable[Pair | Rejected], bounds: ImageBounds) -> Iterator[Pair | Rejected]:
@@ -34,7 +79,7 @@ def valid_pairs(items: Iterable[Pair | Rejected], bounds: ImageBounds) -> Iterat
             sides = (item.query, *item.positives, *item.negatives)
             error = next(filter(None, (problem(side, bounds) for side in sides)), None)
             if error:
-                yield Rejected(error.reason, error.detail, f"{item.source} pair")
+                yield Rejected(error.reason, error.detail, item.where)
                 continue
         yield item
 

@@ -10,12 +10,16 @@ from typing import Any
 from cluster import storage
 from cluster.workers import run_tasks
 from moca_core.bootstrap import TinyConfig
+from moca_core.rng import generator
 from moca_core.spec import BackboneSpec, read_spec, with_image_bounds
+from moca_core.types import Document
+from pipelines.cleaned import CleanedCorpus
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import TrainingConfig
 from pipelines.training.stage import draw_losses
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+SAMPLE_BYTES = 256 * 2**20  # of documents: more than a tiny model reads in its few steps
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
@@ -55,7 +59,7 @@ class BaseConfig(TrainingConfig):
 
 
 def base_step(config: BaseConfig) -> Step:
-    return Step("base", run, config, needs=() if config.model else ("corpus",))
+    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=2)
 
 
 def run(context: Context) -> dict:
@@ -66,11 +70,10 @@ def run(context: Context) -> dict:
         (result,) = run_tasks(copy_checkpoint, [(config, context.path("model"))], cpus=1, gpus=0)
         history = []
     else:
-        corpus = context.inputs["corpus"]
-        files = [corpus.path(file) for file, _ in corpus.result["files"]]
+        cleaned = CleanedCorpus.of(context.inputs["corpus"], context.inputs["clean"])
         tracking = (context.tracking_uri, context.run.run_id)
         gpus = min(1, context.execution.cluster.gpus_per_worker)
-        job = (config, files, context.path("model"), tracking, context.execution.log_every_steps)
+        job = (config, cleaned, context.path("model"), tracking, context.execution.log_every_steps)
         result, history = run_tasks(bootstrap, [job], cpus=1, gpus=gpus)[0]
         draw_losses(context, history, ["mlm"])
         result |= {"first": {"causal_lm": history[0]["mlm"]}, "last": {"causal_lm": history[-1]["mlm"]}}
@@ -98,7 +101,7 @@ def copy_checkpoint(config: BaseConfig, uri: str) -> dict:
 
 
 def bootstrap(
-    config: BaseConfig, corpus_files: list[str], uri: str, tracking: tuple[str, str], log_every: int
+    config: BaseConfig, cleaned: CleanedCorpus, uri: str, tracking: tuple[str, str], log_every: int
 ) -> tuple[dict, list[dict[str, float]]]:
     """Tokenizer, weights and a short causal training over the corpus, in one process."""
     import torch
@@ -112,7 +115,7 @@ def bootstrap(
     from pipelines.training.loop import train
 
     torch.set_num_threads(min(4, os.cpu_count() or 1))
-    documents = read_documents(corpus_files)
+    documents = sample_documents(cleaned, config.seed)
     texts = (s.text for d in documents for s in d.content if s.text is not None)
     with tempfile.TemporaryDirectory() as folder:
         tiny.create(folder, texts, config.tiny, seed=config.seed)
@@ -143,11 +146,15 @@ def bootstrap(
     return {"spec": spec.to_dict(), "parameters": sum(p.numel() for p in model.parameters())}, history
 
 
-def read_documents(files: list[str]) -> list:
-    from moca_core.data.schema import table_to_documents
-    from pipelines.tables import read_table
-
-    return [document for file in files for document in table_to_documents(read_table(file))]
+def sample_documents(cleaned: CleanedCorpus, seed: int) -> list[Document]:
+    """Documents from all over the corpus, in its order, as many as one process can hold."""
+    groups, chosen, held_bytes = cleaned.groups(), [], 0
+    for place in generator(seed, "sample").permutation(len(groups)):
+        held_bytes += groups[place].bytes
+        if chosen and held_bytes > SAMPLE_BYTES:
+            break
+        chosen.append(int(place))
+    return [document for place in sorted(chosen) for document in cleaned.read(groups[place])]
 
 
 def causal_stream(documents: list, folder: str, spec: BackboneSpec, config: BaseConfig):
@@ -155,7 +162,6 @@ def causal_stream(documents: list, folder: str, spec: BackboneSpec, config: Base
     from moca_core.data.masking import next_token
     from moca_core.data.render import Renderer, load_tokenizer
     from moca_core.data.rows import pack_contents
-    from moca_core.rng import generator
 
     renderer = Renderer(load_tokenizer(os.path.join(folder, "tokenizer.json")), spec, config.max_tokens)
     pieces = [piece for document in documents for piece in renderer.pieces(document.content)]

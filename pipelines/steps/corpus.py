@@ -1,114 +1,141 @@
-"""corpus: raw documents of any layout to one validated Corpus. A Ray Data stage reads and validates, file by file."""
+"""corpus: raw documents of any layout to one validated Corpus. Ray Data tasks read, bound and validate unit by unit."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+
+import pyarrow as pa
 
 from cluster import storage
+from cluster.batch import run_units
 from moca_core import sources
 from moca_core.data.images import ImageBounds
-from moca_core.data.schema import CORPUS, documents_to_table
+from moca_core.data.quality import TextBounds
+from moca_core.data.schema import CORPUS, GROUPS, KEYS, documents_to_table, keys_to_table
 from moca_core.data.validate import valid_documents
-from moca_core.types import Document, Rejected
-from pipelines.rejections import check_fraction, check_rejected, write_rejected
+from moca_core.types import Document
+from pipelines.mixture import Part, Unit, read_mixture
+from pipelines.rejections import check_fraction, check_rejected, quarantine
 from pipelines.runner.step import Context, Step
-from pipelines.sources import Source, check_layouts
-from pipelines.tables import batched, table_writer
+from pipelines.sources import Source, check_layouts, check_mixture, names, targets
+from pipelines.tables import table_writer
 
-ROWS_PER_GROUP = 64
+GROUP_DOCUMENTS = 64  # of a row group, or less where they are large
+GROUP_BYTES = 16 * 2**20
+KEYS_PER_GROUP = 2**16
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Which documents, and what is too broken to take. A whole document is rejected if one of its images cannot be used."""
+    """Which documents, how many of each source, and what is too broken or too poor to take.
+
+    `max_rows` is shared out by the sources' weights; `seed` draws what is read of a source that is not read whole. With
+    `drop_bad_images` a document goes in without its images that cannot be used, and they are counted; else it is rejected.
+    """
 
     sources: tuple[Source, ...]
+    max_rows: int | None = None
+    seed: int = 0
     bounds: ImageBounds = ImageBounds()
+    text: TextBounds = TextBounds()
+    drop_bad_images: bool = False
     max_rejected_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         check_layouts("corpus.sources", self.sources, sources.DOCUMENTS)
+        check_mixture("corpus", self.sources, self.max_rows)
         check_fraction("corpus.max_rejected_fraction", self.max_rejected_fraction)
 
 
 def corpus_step(config: CorpusConfig) -> Step:
-    return Step("corpus", run, config)
+    return Step("corpus", run, config, code_version=2, resumable=True)
 
 
 def run(context: Context) -> dict:
-    """Result: {"files": [[path, documents]], "documents", "images", "sources", "rejected": {reason: count}}."""
-    import ray.data
-
+    """Result: {"groups": path of a table of row groups, "parts", "documents", "keys", "sources": [name], "rejected": {reason: count}}."""
     config: CorpusConfig = context.config
-    units = []
-    for source in config.sources:
-        adapter = source.adapter(sources.DOCUMENTS)
-        units += [{"source": source, "unit": unit} for unit in adapter.list_units(*source.open())]
-    context.say(f"reading {len(units)} units of {len(config.sources)} source(s)")
-    items = [{"number": number} for number in range(len(units))]
-    dataset = ray.data.from_items(items, override_num_blocks=len(units))
-    dataset = dataset.map(partial(read_unit, units=units, bounds=config.bounds, uri=context.uri))
-    files, rejected, by_source = [], Counter(), Counter()
-    images = 0
-    for done, row in enumerate(dataset.iter_rows(), 1):
-        files += [[row["file"], row["documents"]]] if row["documents"] else []
-        images += row["images"]
-        rejected.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
-        by_source.update(dict(zip(row["source_names"], row["source_counts"], strict=True)))
-        if done % max(1, len(units) // 5) == 0:
-            context.say(
-                f"{done}/{len(units)} units, {sum(n for _, n in files)} documents, {sum(rejected.values())} rejected"
-            )
-    documents = sum(count for _, count in files)
-    context.run.log_metrics({"documents": documents, "images": images, "rejected": sum(rejected.values())})
+    listed = [source.adapter(sources.DOCUMENTS).list_units(source.location()) for source in config.sources]
+    context.say(f"{sum(map(len, listed))} units in {len(listed)} source(s)")
+
+    def read(units: list[Unit]) -> list[dict]:
+        task = partial(read_unit, units=units, config=config, uri=context.uri)
+        return run_units(task, len(units), state_uri=context.path("state"), say=context.say)
+
+    parts = read_mixture(listed, targets(config.sources, config.max_rows), config.seed, read)
+    rejected = Counter()
+    for part in parts:
+        rejected.update(part.result["rejected"])
+    documents = sum(part.used for part in parts)
+    context.run.log_metrics({"documents": documents, "rejected": sum(rejected.values())})
     context.run.log_metrics({f"rejected/{reason}": count for reason, count in rejected.items()})
+    context.say(f"{documents} documents, {sum(rejected.values())} rejected")
     for reason, count in rejected.most_common():
         context.say(f"rejected {count}: {reason}")
     check_rejected("corpus", documents, rejected, config.max_rejected_fraction)
     for source in config.sources:
-        identity = source.identity()
-        context.run.log_dataset(source.layout, source.path or "builtin", identity["content"], "corpus")
+        context.run.log_dataset(source.layout, source.path or "builtin", source.identity()["content"], "corpus")
+    with table_writer(context.path("groups.parquet"), GROUPS, None) as writer:
+        writer.write(group_table(parts))
     return {
-        "files": files,
-        "rows_per_group": ROWS_PER_GROUP,
+        "groups": "groups.parquet",
+        "parts": len(parts),
         "documents": documents,
-        "images": images,
-        "sources": dict(sorted(by_source.items())),
+        "keys": sum(part.result["keys"] for part in parts),
+        "sources": names(config.sources),
         "rejected": dict(sorted(rejected.items())),
     }
 
 
-def read_unit(item: dict, *, units: list[dict], bounds: ImageBounds, uri: str) -> dict:
-    """Reads one unit into one Corpus file, and what it rejects into a file beside it."""
-    number = item["number"]
-    source, unit = units[number]["source"], units[number]["unit"]
-    fs, _ = source.open()
-    name = f"documents/part-{number:05d}.parquet"
-    rejected: list[Rejected] = []
-    by_source: Counter[str] = Counter()
-    images = 0
-
-    def accepted():
-        for entry in valid_documents(source.adapter(sources.DOCUMENTS).read_unit(fs, unit), bounds):
-            if isinstance(entry, Rejected):
-                rejected.append(entry)
-            else:
-                yield entry
-
-    with table_writer(storage.join(uri, name), CORPUS, ROWS_PER_GROUP) as writer:
-        for documents in batched(accepted(), ROWS_PER_GROUP):
-            writer.write(documents_to_table(documents))
-            by_source.update(d.source for d in documents)
-            images += sum(count_images(d) for d in documents)
-    return {
-        "file": name,
-        "documents": writer.rows,
-        "images": images,
-        "source_names": list(by_source),
-        "source_counts": list(by_source.values()),
-        **write_rejected(uri, number, rejected),
-    }
+def group_table(parts: list[Part]) -> pa.Table:
+    """GROUPS of what is used of every part: the last group of a part that a limit cuts holds fewer documents than its file."""
+    rows = []
+    for part in parts:
+        left = part.used
+        for number, (documents, size_bytes) in enumerate(part.result["groups"]):
+            if left > 0:
+                used = min(left, documents)
+                place = {"part": part.number, "group": number, "source": part.source}
+                rows.append({**place, "first_row": part.used - left, "documents": used, "bytes": size_bytes})
+                left -= used
+    return pa.Table.from_pylist(rows, schema=GROUPS)
 
 
-def count_images(document: Document) -> int:
-    return sum(segment.image is not None for segment in document.content)
+def read_unit(number: int, *, units: list[Unit], config: CorpusConfig, uri: str) -> dict:
+    """Reads one unit into one part of the Corpus, its keys beside it, and what it rejects into a table of its own."""
+    unit = units[number]
+    source = config.sources[unit.source]
+    entries = source.adapter(sources.DOCUMENTS).read_unit(source.location(), unit.unit)
+    entries = valid_documents(entries, config.bounds, text_bounds=config.text, drop_images=config.drop_bad_images)
+    groups = []
+    with (
+        quarantine(uri, number) as aside,
+        table_writer(part_uri(uri, "documents", number), CORPUS, None) as documents,
+        table_writer(part_uri(uri, "keys", number), KEYS, KEYS_PER_GROUP) as keys,
+    ):
+        for group in row_groups(islice(aside.sift(entries), unit.limit)):
+            keys.write(keys_to_table(group, documents.rows))
+            table = documents_to_table(group)
+            documents.write(table)
+            groups.append([len(group), table.nbytes])
+    return {"rows": documents.rows, "keys": keys.rows, "groups": groups, "rejected": dict(aside.counts)}
+
+
+def row_groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Neighbours, as many as fit a row group by number and by bytes; a larger document is alone."""
+    group: list[Document] = []
+    held_bytes = 0
+    for document in documents:
+        size_bytes = sum(len(s.image if s.text is None else s.text) for s in document.content)
+        if group and (len(group) == GROUP_DOCUMENTS or held_bytes + size_bytes > GROUP_BYTES):
+            yield group
+            group, held_bytes = [], 0
+        group.append(document)
+        held_bytes += size_bytes
+    if group:
+        yield group
+
+
+def part_uri(uri: str, kind: str, number: int) -> str:
+    return storage.join(uri, kind, f"part-{number:05d}.parquet")

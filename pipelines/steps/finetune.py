@@ -14,8 +14,9 @@ from moca_core.spec import BackboneSpec
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_rows
 from pipelines.training.config import TrainingConfig
+from pipelines.training.plan import locate, pair_plan
 from pipelines.training.stage import train_stage
-from pipelines.training.stream import locate, open_stream, pair_plan
+from pipelines.training.stream import open_stream
 
 
 @dataclass(frozen=True, kw_only=True)

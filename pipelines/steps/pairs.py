@@ -2,143 +2,180 @@
 
 import posixpath
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+
+import pyarrow.compute as pc
 
 from cluster import storage
+from cluster.batch import run_units
 from moca_core import sources
 from moca_core.data.images import ImageBounds
+from moca_core.data.keys import pair_key
 from moca_core.data.schema import (
     CANDIDATES,
+    EVALUATION_KEYS,
     PAIRS,
     QUERIES,
+    evaluation_keys_to_table,
     pairs_to_table,
     task_to_tables,
 )
 from moca_core.data.validate import check_task, valid_pairs
 from moca_core.types import Pair, Rejected
-from pipelines.rejections import check_fraction, check_rejected, write_rejected
+from pipelines.mixture import Part, Unit, read_mixture
+from pipelines.rejections import LEAKED, check_fraction, check_rejected, quarantine
 from pipelines.runner.step import Context, Step
-from pipelines.sources import Source, check_layouts
-from pipelines.tables import table_writer
+from pipelines.sources import Source, check_layouts, check_mixture, targets
+from pipelines.tables import TableWriter, read_table, table_writer
 
 ROWS_PER_GROUP = 16
+MAX_TASKS = 256  # open files of one unit
 
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Pairs to train on, and tasks to evaluate on."""
+    """Pairs to train on, and tasks to evaluate on.
+
+    `max_rows` is shared out by the training sources' weights; `seed` draws what is read of a source that is not read whole.
+    `decontaminate` drops training pairs that are a question of an evaluation task with its right answer.
+    """
 
     train: tuple[Source, ...]
     evaluate: tuple[Source, ...]
+    max_rows: int | None = None
+    seed: int = 0
     bounds: ImageBounds = ImageBounds()
+    decontaminate: bool = True
     max_rejected_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         check_layouts("pairs.train", self.train, sources.PAIRS)
         check_layouts("pairs.evaluate", self.evaluate, sources.TASKS)
+        check_mixture("pairs", self.train, self.max_rows)
+        check_mixture("pairs.evaluate", self.evaluate, None)
+        if any(source.limit for source in self.evaluate):
+            raise ValueError("pairs.evaluate: a limit would change what is scored; leave it out")
         check_fraction("pairs.max_rejected_fraction", self.max_rejected_fraction)
 
 
 def pairs_step(config: PairsConfig) -> Step:
-    return Step("pairs", run, config)
+    return Step("pairs", run, config, code_version=2, resumable=True)
 
 
 def run(context: Context) -> dict:
-    """Result: {"train": {task: [[path, pairs]]}, "tasks": {task: {"queries", "candidates", "path"}}, "rejected": {reason: count}}."""
-    import ray.data
-
+    """Result: {"train": {task: [[path, pairs]]}, "tasks": {task: {"queries", "candidates", "path"}}, "evaluation_keys": [path],
+    "rejected": {reason: count}}."""
     config: PairsConfig = context.config
-    units = []
-    for source in config.train:
-        adapter = source.adapter(sources.PAIRS)
-        units += [{"kind": "train", "source": source, "unit": unit} for unit in adapter.list_units(*source.open())]
-    units += [{"kind": "evaluate", "source": source, "unit": {}} for source in config.evaluate]
-    context.say(f"reading {len(units)} units")
-    items = [{"number": number} for number in range(len(units))]
-    dataset = ray.data.from_items(items, override_num_blocks=len(units))
-    dataset = dataset.map(partial(read_unit, units=units, bounds=config.bounds, uri=context.uri))
+    tasks, keys = read_evaluation(context)
+    listed = [source.adapter(sources.PAIRS).list_units(source.location()) for source in config.train]
+    context.say(f"{sum(map(len, listed))} units in {len(listed)} source(s)")
+    held_out = [context.path(file) for file in keys] if config.decontaminate else []
+
+    def read(units: list[Unit]) -> list[dict]:
+        task = partial(read_train, units=units, config=config, held_out=held_out, uri=context.uri)
+        return run_units(task, len(units), state_uri=context.path("state", "train"), say=context.say)
+
+    parts = read_mixture(listed, targets(config.train, config.max_rows), config.seed, read)
+    rejected = sum((Counter(part.result["rejected"]) for part in parts), Counter())
     train: dict[str, list] = {}
-    tasks: dict[str, dict] = {}
-    rejected: Counter[str] = Counter()
-    for done, row in enumerate(dataset.iter_rows(), 1):
-        for name, file, rows, candidates in zip(
-            row["names"], row["files"], row["rows"], row["candidates"], strict=True
-        ):
-            if candidates and name in tasks:
-                raise ValueError(f"two evaluation tasks are called {name}; rename a file or its folder")
-            if candidates:
-                tasks[name] = {"path": file, "queries": rows, "candidates": candidates}
-            else:
-                train.setdefault(name, []).append([file, rows])
-        rejected.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
-        if done % max(1, len(units) // 4) == 0:
-            context.say(f"{done}/{len(units)} units")
+    for name, file, rows in (item for part in parts for item in used_files(part)):
+        train.setdefault(name, []).append([file, rows])
     pairs = {name: sum(rows for _, rows in files) for name, files in sorted(train.items())}
+    for reason, count in rejected.most_common():
+        context.say(f"rejected {count}: {reason}")
     check_rejected("pairs", sum(pairs.values()), rejected, config.max_rejected_fraction)
     for name, count in pairs.items():
-        context.say(f"{name}: {count} pairs")
-    for name, task in sorted(tasks.items()):
-        context.say(f"{name}: {task['queries']} queries, {task['candidates']} candidates held out")
+        context.say(f"{name}: {count} pairs, {count / sum(pairs.values()):.1%}")
     context.run.log_metrics({f"pairs/{name}": count for name, count in pairs.items()})
     context.run.log_metrics({"rejected": sum(rejected.values())})
     for role, given in (("train", config.train), ("evaluate", config.evaluate)):
         for source in given:
-            context.run.log_dataset(
-                f"{source.layout}-{role}", source.path or "builtin", source.identity()["content"], role
-            )
+            identity = source.identity()["content"]
+            context.run.log_dataset(f"{source.layout}-{role}", source.path or "builtin", identity, role)
     return {
         "train": dict(sorted(train.items())),
         "rows_per_group": ROWS_PER_GROUP,
-        "tasks": dict(sorted(tasks.items())),
+        "tasks": tasks,
+        "evaluation_keys": keys,
         "rejected": dict(sorted(rejected.items())),
     }
 
 
-def read_unit(item: dict, *, units: list[dict], bounds: ImageBounds, uri: str) -> dict:
-    unit = units[item["number"]]
-    reader = read_train if unit["kind"] == "train" else read_tasks
-    return reader(item["number"], unit["source"], unit["unit"], bounds, uri)
+def read_evaluation(context: Context) -> tuple[dict[str, dict], list[str]]:
+    """({task: {"path", "queries", "candidates"}}, tables of their keys)."""
+    config: PairsConfig = context.config
+    task = partial(read_tasks, config=config, uri=context.uri)
+    results = run_units(task, len(config.evaluate), state_uri=context.path("state", "evaluate"), say=context.say)
+    tasks: dict[str, dict] = {}
+    for result in results:
+        for name, found in result["tasks"].items():
+            if name in tasks:
+                raise ValueError(f"two evaluation tasks are called {name}; rename a file or its folder")
+            tasks[name] = found
+            context.say(f"{name}: {found['queries']} queries, {found['candidates']} candidates held out")
+    return dict(sorted(tasks.items())), [result["keys"] for result in results]
 
 
-def read_train(number: int, source: Source, unit: dict, bounds: ImageBounds, uri: str) -> dict:
+def read_tasks(number: int, *, config: PairsConfig, uri: str) -> dict:
+    """The evaluation tasks of a source, each as a table of queries and one of candidates; their keys in a table beside."""
+    source = config.evaluate[number]
+    keys_file, tasks = f"evaluation/part-{number:05d}.parquet", {}
+    with table_writer(storage.join(uri, keys_file), EVALUATION_KEYS, None) as keys:
+        for task in source.adapter(sources.TASKS).read_tasks(source.location()):
+            check_task(task, config.bounds)
+            folder = posixpath.join("tasks", task.name)
+            tables = zip(("queries", "candidates"), (QUERIES, CANDIDATES), task_to_tables(task), strict=True)
+            for part, schema, table in tables:
+                with table_writer(storage.join(uri, folder, f"{part}.parquet"), schema, ROWS_PER_GROUP) as writer:
+                    writer.write(table)
+            keys.write(evaluation_keys_to_table(task))
+            if task.name in tasks:
+                raise ValueError(f"two evaluation tasks are called {task.name}; rename a file or its folder")
+            tasks[task.name] = {"path": folder, "queries": len(task.queries), "candidates": len(task.candidates)}
+    return {"tasks": tasks, "keys": keys_file}
+
+
+def read_train(number: int, *, units: list[Unit], config: PairsConfig, held_out: list[str], uri: str) -> dict:
     """The pairs of one unit, in one file per task; what was rejected in a file beside them."""
-    fs, _ = source.open()
-    by_task: dict[str, list[Pair]] = {}
-    rejected: list[Rejected] = []
-    for entry in valid_pairs(source.adapter(sources.PAIRS).read_pairs(fs, unit), bounds):
-        if isinstance(entry, Rejected):
-            rejected.append(entry)
+    unit = units[number]
+    source = config.train[unit.source]
+    tables = [read_table(file, filters=pc.field("kind") == "pair") for file in held_out]
+    known = {key for table in tables for key in table["key"].to_pylist()}
+    entries = valid_pairs(source.adapter(sources.PAIRS).read_pairs(source.location(), unit.unit), config.bounds)
+    writers: dict[str, TableWriter] = {}
+    with quarantine(uri, number) as aside, ExitStack() as files:
+        for pair in islice(aside.sift(not_held_out(entries, known)), unit.limit):
+            if pair.source not in writers:
+                if len(writers) == MAX_TASKS:
+                    raise ValueError(
+                        f"{pair.where}: more than {MAX_TASKS} tasks in one file; give pairs fewer task names"
+                    )
+                target = storage.join(uri, task_file(pair.source, number))
+                writers[pair.source] = files.enter_context(table_writer(target, PAIRS, ROWS_PER_GROUP))
+            writers[pair.source].write(pairs_to_table([pair]))
+    tasks = {name: writer.rows for name, writer in writers.items()}
+    return {"rows": sum(tasks.values()), "tasks": tasks, "rejected": dict(aside.counts)}
+
+
+def not_held_out(entries: Iterator[Pair | Rejected], known: set[bytes]) -> Iterator[Pair | Rejected]:
+    """The same, with pairs that an evaluation task holds turned into rejections."""
+    for entry in entries:
+        if known and isinstance(entry, Pair) and any(pair_key(entry.query, p) in known for p in entry.positives):
+            yield Rejected(LEAKED, "an evaluation task asks this and has this answer", entry.where)
         else:
-            by_task.setdefault(entry.source, []).append(entry)
-    files = []
-    for name, pairs in by_task.items():
-        files.append(f"train/{name}/part-{number:05d}.parquet")
-        with table_writer(storage.join(uri, files[-1]), PAIRS, ROWS_PER_GROUP) as writer:
-            writer.write(pairs_to_table(pairs))
-    return {
-        "names": list(by_task),
-        "files": files,
-        "rows": [len(pairs) for pairs in by_task.values()],
-        "candidates": [0] * len(by_task),
-        **write_rejected(uri, number, rejected),
-    }
+            yield entry
 
 
-def read_tasks(number: int, source: Source, unit: dict, bounds: ImageBounds, uri: str) -> dict:
-    """The evaluation tasks of a source, each as a table of queries and one of candidates."""
-    names, files, queries, candidates = [], [], [], []
-    for task in source.adapter(sources.TASKS).read_tasks(*source.open()):
-        check_task(task, bounds)
-        folder = posixpath.join("tasks", task.name)
-        for part, schema, table in zip(
-            ("queries", "candidates"), (QUERIES, CANDIDATES), task_to_tables(task), strict=True
-        ):
-            with table_writer(storage.join(uri, folder, f"{part}.parquet"), schema, ROWS_PER_GROUP) as writer:
-                writer.write(table)
-        names.append(task.name)
-        files.append(folder)
-        queries.append(len(task.queries))
-        candidates.append(len(task.candidates))
-    nothing_rejected = write_rejected(uri, number, [])
-    return {"names": names, "files": files, "rows": queries, "candidates": candidates, **nothing_rejected}
+def used_files(part: Part) -> Iterator[tuple[str, str, int]]:
+    """(task, file, rows of it) of a part; what a limit cuts off is cut off every task alike."""
+    for name, rows in part.result["tasks"].items():
+        if used := rows * part.used // part.result["rows"]:
+            yield name, task_file(name, part.number), used
+
+
+def task_file(task: str, number: int) -> str:
+    return f"train/{task}/part-{number:05d}.parquet"

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 from moca_core.data.codec import from_bytes
 from moca_core.types import MaskedBatch, PairBatch
-from pipelines.training.plan import locate, pair_plan  # noqa: F401, for steps that still import them from here
 
 ADDRESSES_PER_TASK = 4  # batches that one Ray Data task makes: small enough to start at once
 

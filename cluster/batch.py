@@ -1,0 +1,94 @@
+"""A batch job over numbered units, on Ray Data: who starts it again after a crash runs only what is not finished."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.dataset as pads
+
+from cluster import storage
+
+_PROGRESS_S = 10.0
+
+
+def run_units(
+    fn: Callable[[int], dict[str, Any]], count: int, *, state_uri: str, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """[fn(0), ..., fn(count - 1)], run as tasks side by side on CPUs; each result a dict that JSON can hold.
+
+    What is finished is kept below `state_uri` by Ray Data's job-level checkpoint: a later call with the same `state_uri`, by
+    whomever, and with the same or a larger `count`, does not run it again. A task whose process dies is run again, so
+    `fn` must write the same files again. The first error of `fn` is raised. Needs `connect` first.
+    """
+    import ray.data
+    from ray.data import SaveMode
+    from ray.data.checkpoint import CheckpointConfig
+
+    if not count:
+        return []
+    results_uri = storage.join(state_uri, "results")
+    fs, results = storage.filesystem(results_uri)
+    done = _finished(results_uri)
+    if len(done) < count:
+        if done:
+            say(f"{len(done)} of {count} units were finished before")
+        dataset = ray.data.range(count, override_num_blocks=count)
+        dataset.context.checkpoint_config = CheckpointConfig(
+            id_column="id",
+            checkpoint_path=storage.filesystem(storage.join(state_uri, "checkpoint"))[1],
+            override_filesystem=fs,
+            delete_checkpoint_on_success=False,
+        )
+        with _progress(results_uri, count, say):
+            dataset.map(_Unit(fn)).write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
+        done = _finished(results_uri)
+    assert set(range(count)) <= set(done), f"{count - len(done)} of {count} units left no result"
+    return [done[number] for number in range(count)]
+
+
+class _Unit:
+    """A row of the dataset: the unit's number in, its number and its result out."""
+
+    def __init__(self, fn: Callable[[int], dict[str, Any]]) -> None:
+        self.fn = fn
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row["id"])
+        return {"id": number, "result": json.dumps(self.fn(number), allow_nan=False)}
+
+
+def _finished(uri: str) -> dict[int, dict[str, Any]]:
+    """{number: result} of the units whose results are on storage."""
+    names = [name for name, _ in storage.list_files(uri) if name.endswith(".parquet")]
+    if not names:
+        return {}
+    fs, path = storage.filesystem(uri)
+    table = pads.dataset([f"{path}/{name}" for name in names], filesystem=fs, format="parquet").to_table()
+    return {row["id"]: json.loads(row["result"]) for row in table.to_pylist()}
+
+
+@contextmanager
+def _progress(uri: str, count: int, say: Callable[[str], None]) -> Iterator[None]:
+    """Says now and then how many units are finished and how long the rest will take."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        before, started, said = len(storage.list_files(uri)), time.monotonic(), 0
+        while not stop.wait(_PROGRESS_S):
+            done = len(storage.list_files(uri))
+            if done > max(before, said):
+                left_s = (time.monotonic() - started) / (done - before) * (count - done)
+                filled = round(20 * done / count)
+                say(f"[{'#' * filled}{'.' * (20 - filled)}] {done}/{count} units, {left_s:.0f} s left")
+                said = done
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
