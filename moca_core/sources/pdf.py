@@ -81,7 +81,7 @@ def _page(pdf: "PdfDocument", number: int) -> Iterator[Segment]:
         if not (0 < width < math.inf and 0 < height < math.inf):
             raise BadRow("pdf_unreadable", f"page {number + 1} is {width} by {height} points")
         scale = min(DOTS_PER_INCH / POINTS_PER_INCH, MAX_SIDE_PX / max(width, height))
-        bitmap = page.render(scale=scale)
+        bitmap = page.render(scale=scale * (1 - 1e-9))  # it rounds up, also 1650.0000000001
         try:
             yield Segment(image=_encoded(bitmap.to_pil().convert("RGB")))
         finally:

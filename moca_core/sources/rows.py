@@ -16,6 +16,7 @@ from moca_core.types import Document, Pair, Rejected
 BATCH_ROWS = 16  # rows held in memory at a time, encoded images included
 MAX_LINE_BYTES = 64 * 2**20  # what JSON makes of a line can take 25 times that
 BUFFER_BYTES = 2**20
+PACKED_BUFFER_BYTES = 2**14  # what is lost before the place where a compressed file breaks
 MAX_DETAIL_CHARS = 1000
 
 # All that Arrow raises on broken files. Its OSErrors of broken data have no number, those of the storage do.
@@ -126,8 +127,7 @@ def _lines(location: Location, unit: dict) -> Iterator[tuple[int, bytes]]:
     path = unit["path"]
     start, end = unit.get("bytes", (0, None))
     with location.fs.open_input_file(path) as raw:
-        packed = {".gz": "gzip", ".zst": "zstd"}.get(path[path.rfind(".") :])
-        lines = io.BufferedReader(pa.CompressedInputStream(raw, packed) if packed else raw, BUFFER_BYTES)
+        lines = unpacked(raw, path)
         offset = start
         if start:
             lines.seek(start - 1)  # the byte before tells whether a line starts here
@@ -137,6 +137,14 @@ def _lines(location: Location, unit: dict) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
             if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                 offset += _skip_line(lines)
+
+
+def unpacked(raw: pa.NativeFile, path: str) -> io.BufferedReader:
+    """The stream of a file, decompressed if it is called .gz (.tgz) or .zst, frames behind each other as one."""
+    packed = {"gz": "gzip", "tgz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2].lower())
+    if not packed:
+        return io.BufferedReader(raw, BUFFER_BYTES)
+    return io.BufferedReader(pa.CompressedInputStream(raw, packed), PACKED_BUFFER_BYTES)
 
 
 def _skip_line(lines: io.BufferedReader) -> int:

@@ -5,19 +5,16 @@ of the sample or frames of its .tiff (MINT-1T's PDFs); or a .json with MMC4's fi
 .json, or the extension of a file. Names without an extension belong to no sample.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, as_text, gathered, image_if_there
 from moca_core.sources.listing import file_units, folder_name
 from moca_core.sources.mmc4 import interleave
-from moca_core.sources.rows import BUFFER_BYTES, read_rows
+from moca_core.sources.rows import read_rows, unpacked
 from moca_core.sources.tar_stream import BrokenTar, Member, members
 from moca_core.sources.tiff import frames
 from moca_core.types import Content, Document, Rejected, Segment
@@ -66,11 +63,9 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
 
 def _rows(location: Location, path: str) -> Iterator[tuple[str, dict | BadRow]]:
     where = f"{path} from its start"
-    packed = {"gz": "gzip", "tgz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2].lower())
     with location.fs.open_input_file(path) as raw:
         try:
-            stream = io.BufferedReader(pa.CompressedInputStream(raw, packed) if packed else raw, BUFFER_BYTES)
-            for sample in _samples(members(stream, MAX_SAMPLE_BYTES)):
+            for sample in _samples(members(unpacked(raw, path), MAX_SAMPLE_BYTES)):
                 yield f"{path} member {sample.key}", sample.problem or {"files": sample.files}
                 where = f"{path} after member {sample.key}"
         except (BrokenTar, OSError) as error:
