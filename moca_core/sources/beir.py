@@ -45,51 +45,54 @@ def list_units(location: Location) -> list[dict]:
 
 
 def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
-    """The pairs of one share of the queries. What is broken in the files is told by the first share only."""
+    """The pairs of one share of the queries. What is broken in the files is told by the first, which reads them to their end."""
     asked: dict[str, dict[str, float]] = {}
     queries: Kept = {}
     answers: Kept = {}
-    broken = _read_share(location, unit, asked, queries, answers)
-    yield from (rejected for rejected in broken if unit["part"] == 0)
 
     def pair(row: dict) -> Pair:
         query = _query(location, *_named(queries, row["id"], "query"))
         judged = asked[row["id"]].items()
-        documents = {name: _document(location, *_named(answers, name, "answer")) for name, _ in judged}
-        positives = [documents[name] for name, score in judged if score > 0]
-        negatives = [documents[name] for name, score in judged if score <= 0]
+        right, wrong = ([name for name, score in judged if (score > 0) == good] for good in (True, False))
+        positives, negatives = (
+            (_document(location, *_named(answers, name, "answer")) for name in names) for names in (right, wrong)
+        )
         return pair_of(unit["name"], query, positives, negatives)
 
+    broken = _read_share(location, unit, asked, queries, answers)
+    yield from read_rows((row for row in broken if unit["part"] == 0), pair)
     yield from read_rows(((f"{unit['qrels'][0]} query {name}", {"id": name}) for name in asked), pair)
 
 
 def _read_share(
     location: Location, unit: dict, asked: dict[str, dict[str, float]], queries: Kept, answers: Kept
-) -> Iterator[Rejected]:
+) -> Iterator[tuple[str, BadRow]]:
     """Fills in the judgments of the share, its queries and their answers; yields what is broken on the way."""
     for path in unit["qrels"]:
         for where, judgment in judgments(location, path):
             if isinstance(judgment, BadRow):
-                yield Rejected(judgment.reason, str(judgment), where)
+                yield where, judgment
             elif share_of(judgment[0], unit["parts"]) == unit["part"]:
                 asked.setdefault(judgment[0], {})[judgment[1]] = judgment[2]
     named = {document for judged in asked.values() for document in judged}
-    yield from _keep(location, unit["queries"], QUERIES, asked, queries)
-    yield from _keep(location, unit["corpus"], CORPUS, named, answers)
+    whole = unit["part"] == 0
+    yield from _keep(location, unit["queries"], QUERIES, asked, whole, queries)
+    yield from _keep(location, unit["corpus"], CORPUS, named, whole, answers)
 
 
 def _keep(
-    location: Location, files: list[str], columns: Columns, wanted: Collection[str], kept: Kept
-) -> Iterator[Rejected]:
-    """Keeps the rows with a wanted id, of equal ids the first; yields rows that have none. Stops when none is missing."""
+    location: Location, files: list[str], columns: Columns, wanted: Collection[str], whole: bool, kept: Kept
+) -> Iterator[tuple[str, BadRow]]:
+    """Keeps the rows with a wanted id, of equal ids the first; yields rows that have none. Ends when none is missing, unless it
+    is to read on for those."""
     for path in files:
         for where, row in file_rows(location, path, columns, OPTIONAL):
-            if len(kept) == len(wanted):
+            if len(kept) == len(wanted) and not whole:
                 return
             try:
                 name = _id(row)
             except BadRow as error:
-                yield Rejected(error.reason, str(error), where)
+                yield where, error
                 continue
             if name in wanted:
                 kept.setdefault(name, (path, row))

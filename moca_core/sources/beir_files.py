@@ -5,15 +5,16 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, as_text
-from moca_core.sources.listing import find_files, parquet_units
+from moca_core.sources.listing import find_files, row_group_units
 from moca_core.sources.pairing import LINE_FILES, file_rows
+from moca_core.sources.rows import BROKEN
 
 PARTS = ("corpus", "queries", "qrels")
 KINDS = ("tsv", "jsonl", "parquet")  # of a part that is there twice, the first
@@ -122,8 +123,8 @@ def _tsv_rows(location: Location, path: str) -> Iterator[tuple[str, dict | BadRo
                 header = number == 1 and isinstance(row, dict) and not re.search(r"\d", row["score"])
                 if line.strip() and not header:
                     yield f"{path} line {number}", row
-        except OSError as error:
-            if error.errno is not None:  # the storage's complaint; Arrow's, of broken data, have no number
+        except BROKEN as error:
+            if getattr(error, "errno", None) is not None:
                 raise
             yield f"{path} after line {number}", BadRow("unreadable_file", str(error))
 
@@ -162,13 +163,14 @@ def count_parts(location: Location, corpus: list[File], qrels: list[File]) -> in
 def _rows_and_bytes(location: Location, file: File) -> tuple[float, float]:
     """About how many rows a file holds, and how many bytes unpacked: from its footer, or from its beginning."""
     if file.kind == "parquet":
-        units = parquet_units(replace(location, path=file.path))
+        units = row_group_units(location.fs, [file.path])
         return sum(unit["rows"] for unit in units), file.size
     with location.fs.open_input_file(file.path) as raw:
         try:
-            sample = _unpacked(raw, file.path).read(SAMPLE_BYTES)
-        except OSError as error:
-            if error.errno is not None:
+            stream = _unpacked(raw, file.path)  # held on to: it closes `raw` when it goes
+            sample = stream.read(SAMPLE_BYTES)
+        except BROKEN as error:
+            if getattr(error, "errno", None) is not None:
                 raise
             return 1, file.size  # reading it will say what is broken
         scale = file.size / max(raw.tell(), 1)

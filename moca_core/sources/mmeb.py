@@ -33,7 +33,7 @@ def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
         query = content(location, path, row["qry"], row["qry_image_path"])
         positive = content(location, path, row["pos_text"], row["pos_image_path"])
         listed = parallel(row["neg_text"], row["neg_image_path"], NEGATIVES)
-        negatives = [content(location, path, text, image) for text, image in listed]
+        negatives = (content(location, path, text, image) for text, image in listed)
         return pair_of(f"{name}/{modality(query)}-to-{modality(positive)}", query, [positive], negatives)
 
     return read_rows(parquet_rows(location, unit, COLUMNS, NEGATIVES), pair)

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow
-from moca_core.sources.listing import find_files, line_units, parquet_units
+from moca_core.sources.fields import MAX_CONTENT_BYTES, BadRow
+from moca_core.sources.listing import find_files, line_units, parquet_units, row_group_units
 from moca_core.sources.rows import json_rows, parquet_rows
 from moca_core.types import Content, Pair
 
@@ -16,10 +15,14 @@ LINE_FILES = (LINES, LINES + ".gz", LINES + ".zst")
 Columns = Mapping[str, tuple[str, ...]]
 
 
+def is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
+
+
 def table_units(location: Location) -> list[dict]:
     """Units of the Parquet files and of the files of JSON lines. Raises ValueError where there is neither."""
     files = [path for path, _ in find_files(location, ".parquet", *LINE_FILES)]
-    parquet = [path.endswith(".parquet") for path in files]
+    parquet = [is_parquet(path) for path in files]
     units = parquet_units(location) if any(parquet) else []
     return units if all(parquet) else units + line_units(location, LINES)
 
@@ -31,7 +34,7 @@ def table_rows(
 
     A Parquet file without a column that is needed raises ValueError; of lines only the one without the key is a BadRow.
     """
-    if unit["path"].endswith(".parquet"):
+    if is_parquet(unit["path"]):
         yield from parquet_rows(location, unit, columns, optional)
         return
     for where, row in json_rows(location, unit):
@@ -53,7 +56,7 @@ def file_rows(
     location: Location, path: str, columns: Columns, optional: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, dict | BadRow]]:
     """All rows of one file, from its first to its last."""
-    units = parquet_units(replace(location, path=path)) if path.endswith(".parquet") else [{"path": path}]
+    units = row_group_units(location.fs, [path]) if is_parquet(path) else [{"path": path}]
     for unit in units:
         yield from table_rows(location, unit, columns, optional)
 
@@ -89,13 +92,23 @@ def pair_of(
     negatives: Iterable[Content] = (),
     group: str | None = None,
 ) -> Pair:
-    """A pair of what a row says, each answer once. Raises BadRow for a query without a right answer.
+    """A pair of what a row says, each answer once. Raises BadRow for a query without a right answer, and for too many bytes.
 
     Left out of the negatives are empty ones, with which public sets fill their lists, and copies of a right answer: to train
-    against those teaches the opposite of what is wanted.
+    against those teaches the opposite of what is wanted. Sides may be made as they are asked for, so that the bound holds.
     """
-    right = tuple(dict.fromkeys(positives))
+    held_bytes = 0
+
+    def counted(sides: Iterable[Content]) -> Iterator[Content]:
+        nonlocal held_bytes
+        for side in sides:
+            held_bytes += sum(len(segment.image or segment.text or b"") for segment in side)
+            if held_bytes > MAX_CONTENT_BYTES:
+                raise BadRow("pair_too_large", f"more than {MAX_CONTENT_BYTES} bytes in one pair")
+            yield side
+
+    right = tuple(dict.fromkeys(counted(positives)))
     if not right:
         raise BadRow("no_positive", "a query without a right answer")
-    wrong = tuple(side for side in dict.fromkeys(negatives) if not blank(side) and side not in right)
+    wrong = tuple(side for side in dict.fromkeys(counted(negatives)) if not blank(side) and side not in right)
     return Pair(task, query, right, wrong, group)

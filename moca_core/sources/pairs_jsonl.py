@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_list, as_text, read_image_file
+from moca_core.sources.fields import BadRow, as_list, as_text, gathered, read_image_file
 from moca_core.sources.listing import line_units
 from moca_core.sources.pairing import LINES, pair_of, task_name
 from moca_core.sources.rows import json_rows, read_rows
@@ -42,8 +42,8 @@ def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
         return pair_of(
             _task(row["task"]) if row.get("task") is not None else default_task,
             side(location, path, row["query"], "query"),
-            [side(location, path, value, "positive") for value in positives],
-            [side(location, path, value, "negatives") for value in as_list(row.get("negatives"), "negatives")],
+            (side(location, path, value, "positive") for value in positives),
+            (side(location, path, value, "negatives") for value in as_list(row.get("negatives"), "negatives")),
             as_text(row.get("group"), "group") or None,
         )
 
@@ -61,7 +61,7 @@ def side(location: Location, path: str, value: Any, role: str) -> Content:
         raise BadRow(
             "malformed_row", f"{role}: a text, an object or a list of objects is needed, got {str(value)[:60]!r}"
         )
-    return tuple(_segment(location, path, part, role) for part in value)
+    return gathered(_segment(location, path, part, role) for part in value)
 
 
 def _segment(location: Location, path: str, part: Any, role: str) -> Segment:
