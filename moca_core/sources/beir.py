@@ -53,11 +53,11 @@ def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
     def pair(row: dict) -> Pair:
         query = _query(location, *_named(queries, row["id"], "query"))
         judged = asked[row["id"]].items()
-        right, wrong = ([name for name, score in judged if (score > 0) == good] for good in (True, False))
-        positives, negatives = (
-            (_document(location, *_named(answers, name, "answer")) for name in names) for names in (right, wrong)
-        )
-        return pair_of(unit["name"], query, positives, negatives)
+
+        def answered(well: bool) -> Iterator[Content]:
+            return (_document(location, *_named(answers, name, "answer")) for name, s in judged if (s > 0) == well)
+
+        return pair_of(unit["name"], query, answered(True), answered(False))
 
     broken = _read_share(location, unit, asked, queries, answers)
     yield from read_rows((row for row in broken if unit["part"] == 0), pair)

@@ -27,7 +27,9 @@ QRELS = {
     "corpus_id": ("corpus-id", "corpus_id"),
     "score": ("score",),
 }
-HELD_BYTES = 256 * 2**20  # of answers that a unit of training pairs keeps in memory
+HELD_BYTES = (
+    256 * 2**20
+)  # of answers that a unit of training pairs keeps, as they are stored; in memory texts take twice that
 SAMPLE_BYTES = 2**18
 MAX_LINE_BYTES = 2**16  # three short fields; what is longer is read in pieces, none of which is a judgment
 

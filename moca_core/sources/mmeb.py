@@ -17,6 +17,7 @@ from moca_core.types import Content, Pair, Rejected, Segment
 
 PLACEHOLDER = "<|image_1|>"  # a literal of this layout, whatever the backbone
 NEGATIVES = ("neg_text", "neg_image_path")
+MAX_LITERAL_CHARS = 2**20  # parsing takes a hundred times that and more
 COLUMNS = {c: (c,) for c in ("qry", "qry_image_path", "pos_text", "pos_image_path", *NEGATIVES)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
 
@@ -73,7 +74,7 @@ def parse_list(value: str | list | None) -> list[str]:
         if not value.lstrip().startswith("["):
             return [value]
         try:
-            parsed = ast.literal_eval(value.strip())
+            parsed = ast.literal_eval(value.strip()) if len(value) <= MAX_LITERAL_CHARS else None
         except (
             ValueError,
             SyntaxError,

@@ -6,13 +6,13 @@ import random
 
 import pyarrow as pa
 import pytest
-from layout_files import at, lines, parquet, read
+from layout_files import at, lines, parquet, read, reasons
 from samples import png
 
 from moca_core.data.images import ImageBounds
 from moca_core.data.validate import valid_pairs
-from moca_core.sources import beir, mmeb, mmeb_eval, pairs_jsonl, triplets
-from moca_core.types import Pair, Rejected, content_id
+from moca_core.sources import beir, mmeb, mmeb_eval, pairing, pairs_jsonl, triplets
+from moca_core.types import Pair, Rejected, Segment, content_id
 
 MUTATIONS = 300
 STRANGE = (
@@ -158,3 +158,13 @@ def test_beir(tmp_path):
             list(beir.read_tasks(at(folder)))
         except ValueError as error:
             assert str(folder) in str(error) or f"task {number}/test" in str(error)
+
+
+def test_a_pair_is_bounded_however_often_it_names_a_file(tmp_path, monkeypatch):
+    image = png(60, 60)
+    (tmp_path / "a.png").write_bytes(image)
+    row = {"query": "q", "positive": "p", "negatives": [{"image": "a.png"}] * 100}
+    path = lines(tmp_path / "mine.jsonl", [row])
+    assert [pair.negatives for pair in read(pairs_jsonl, path)] == [((Segment(image=image),),)]
+    monkeypatch.setattr(pairing, "MAX_CONTENT_BYTES", 50 * len(image))
+    assert reasons(read(pairs_jsonl, path)) == ["pair_too_large"]

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from layout_files import at, lines, parquet, read, reasons, said
 from samples import png, text
 
+from moca_core import sources
 from moca_core.data.images import ImageBounds
 from moca_core.data.validate import check_task, valid_pairs
 from moca_core.sources import listing, mmeb, mmeb_eval, pairs_jsonl, triplets
@@ -110,6 +112,7 @@ def test_the_folders_of_mmeb_train(images, tmp_path):
         ({"neg_text": "[{[]: 1}]"}, "malformed_row"),
         ({"neg_text": "['\\ud800']"}, "malformed_text"),
         ({"neg_text": "[" * 5000 + "]" * 5000}, "malformed_row"),
+        ({"neg_text": "[" + "'a'," * 2**19 + "]"}, "malformed_row"),
         ({"neg_text": "[" + "-" * 50_000 + "1]"}, "malformed_row"),
         ({"neg_text": "[open('RAN', 'w').close()]", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "[__import__('os').mkdir('RAN')]"}, "malformed_row"),
@@ -348,6 +351,10 @@ def test_broken_lines_of_ones_own_are_named(images, changes, reason):
 def test_the_guide_says_what_is_so(tmp_path):
     """Every example row of the guide is read by the layout under whose heading it stands."""
     guide = (ROOT / "docs" / "your_own_pairs.md").read_text()
+    (section,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    for role, registry in (("train", sources.PAIRS), ("evaluate", sources.TASKS)):
+        for source in yaml.safe_load(section)["pairs"][role]:
+            assert "images" not in source or "images" in sources.options(registry, source["layout"])
     (tmp_path / "boards").mkdir()
     (tmp_path / "boards" / "front.png").write_bytes(A)
     (tmp_path / "boards" / "back.png").write_bytes(B)
