@@ -5,12 +5,13 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from moca_core.sources import Location
+from moca_core.sources.fields import BadRow
+from moca_core.sources.rows import broken_data
 
 UNIT_BYTES = 64 * 2**20
 """A unit holds about this much of a file that can be cut: enough to be worth a task, little enough to sample by."""
@@ -74,9 +75,9 @@ def row_group_units(fs: pafs.FileSystem, paths: list[str]) -> list[dict]:
 
 def _row_groups(fs: pafs.FileSystem, path: str) -> list[dict]:
     try:
-        with fs.open_input_file(path) as source:
+        with fs.open_input_file(path) as source, broken_data():
             metadata = pq.read_metadata(source)
-    except (pa.ArrowException, UnicodeDecodeError):
+    except BadRow:
         return [{"path": path, "groups": [0, 1], "first_row": 0, "rows": 0}]
     units: list[dict] = []
     row, held_bytes = 0, UNIT_BYTES

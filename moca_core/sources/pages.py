@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
 from moca_core.sources.listing import folder_name, parquet_units
-from moca_core.sources.mmeb import task_name
+from moca_core.sources.pairing import pair_of, task_name
 from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Content, Document, Pair, Rejected, Segment
 
@@ -49,9 +49,9 @@ def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
         pages = _images(row["image"], "image", location, path)
         if not pages:
             raise BadRow("image_missing", "no page")
-        wrong = [w for w in _listed(row["negatives"]) if not isinstance(w, str)]
-        negatives = tuple(_images(w, "negatives", location, path) for w in wrong)
-        return Pair(task, (Segment(text=row["asked"]),), (pages,), tuple(filter(None, negatives)))
+        wrong = [value for value in _listed(row["negatives"]) if not isinstance(value, str)]
+        negatives = (_images(value, "negatives", location, path) for value in wrong)
+        return pair_of(task, (Segment(text=row["asked"]),), (pages,), negatives)
 
     return read_rows(_questions(parquet_rows(location, unit, COLUMNS, OPTIONAL)), pair)
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -19,10 +20,18 @@ BUFFER_BYTES = 2**20
 PACKED_BUFFER_BYTES = 2**14  # what is lost before the place where a compressed file breaks
 MAX_DETAIL_CHARS = 1000
 
-# All that Arrow raises on broken files. Its OSErrors of broken data have no number, those of the storage do.
-BROKEN = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
-
 Entry = TypeVar("Entry", Document, Pair)
+
+
+@contextmanager
+def broken_data() -> Iterator[None]:
+    """Whatever Arrow makes of a broken file, as BadRow. Its OSErrors have no number then; those of the storage have one, and pass."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise BadRow("unreadable_file", str(error)) from None
 
 
 def read_rows(
@@ -53,8 +62,8 @@ def parquet_rows(
     Raises ValueError naming what the layout needs and the file lacks.
     """
     path, row_number = unit["path"], unit["first_row"]
-    with location.fs.open_input_file(path) as source:
-        try:
+    try:
+        with location.fs.open_input_file(path) as source, broken_data():
             file = pq.ParquetFile(source, buffer_size=BUFFER_BYTES)  # streams a row group, however large
             names = pick_columns(path, file.schema_arrow.names, columns, location.columns, optional)
             groups = list(range(*unit["groups"]))
@@ -63,10 +72,8 @@ def parquet_rows(
                 for number in range(batch.num_rows):
                     yield f"{path} row {row_number}", _values(columns, read, number)
                     row_number += 1
-        except BROKEN as error:
-            if getattr(error, "errno", None) is not None:
-                raise
-            yield f"{path} from row {row_number}", BadRow("unreadable_file", str(error))
+    except BadRow as error:
+        yield f"{path} from row {row_number}", error
 
 
 def _values(columns: Iterable[str], read: Mapping[str, pa.Array], number: int) -> dict | BadRow:
@@ -102,16 +109,15 @@ def json_rows(location: Location, unit: dict) -> Iterator[tuple[str, dict | BadR
     """("file byte N", object) of the lines of a unit; N counts unpacked bytes up to the start of the line."""
     path, offset = unit["path"], 0
     try:
-        for offset, line in _lines(location, unit):
-            where = f"{path} byte {offset}"
-            if len(line) > MAX_LINE_BYTES:
-                yield where, BadRow("line_too_long", f"more than {MAX_LINE_BYTES} bytes")
-            elif line.strip():
-                yield where, _parse(line)
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        yield f"{path} after byte {offset}", BadRow("unreadable_file", str(error))
+        with broken_data():
+            for offset, line in _lines(location, unit):
+                where = f"{path} byte {offset}"
+                if len(line) > MAX_LINE_BYTES:
+                    yield where, BadRow("line_too_long", f"more than {MAX_LINE_BYTES} bytes")
+                elif line.strip():
+                    yield where, _parse(line)
+    except BadRow as error:
+        yield f"{path} after byte {offset}", error
 
 
 def _parse(line: bytes) -> dict | BadRow:

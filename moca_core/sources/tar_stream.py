@@ -7,13 +7,11 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moca_core.sources.fields import BadRow
+
 BLOCK = 512
 MAX_EXTENSION_BYTES = 2**20  # of a long name or a pax header
 SKIP_BYTES = 2**20
-
-
-class BrokenTar(ValueError):
-    """The stream ends early or holds no tar; what was yielded before is good."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,14 @@ class Member:
 
 
 def members(stream: io.BufferedIOBase, max_bytes: int) -> Iterator[Member]:
-    """Files in order; links, devices, sparse files and files of more than `max_bytes` without their data. Raises BrokenTar."""
+    """Files in order; links, devices, sparse files and files of more than `max_bytes` without their data. Raises BadRow."""
     long_name, extended = "", {}
     while any(header := _exactly(stream, BLOCK)):
         _check(header)
         kind, size = header[156:157], _number(header[124:136])
         if kind in (b"x", b"g", b"L", b"K"):
             if size > MAX_EXTENSION_BYTES:
-                raise BrokenTar(f"an extended header of {size} bytes, at most {MAX_EXTENSION_BYTES}")
+                raise BadRow("unreadable_file", f"an extended header of {size} bytes, at most {MAX_EXTENSION_BYTES}")
             data = _exactly(stream, _padded(size))[:size]
             long_name = _text(data) if kind == b"L" else long_name
             extended = _pax(data) if kind == b"x" else extended
@@ -59,7 +57,7 @@ def members(stream: io.BufferedIOBase, max_bytes: int) -> Iterator[Member]:
 def _exactly(stream: io.BufferedIOBase, size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
-        raise BrokenTar("the archive ends before its end mark")
+        raise BadRow("unreadable_file", "the archive ends before its end mark")
     return data
 
 
@@ -80,7 +78,7 @@ def _padded(size: int) -> int:
 
 def _check(header: bytes) -> None:
     if sum(header) - sum(header[148:156]) + 8 * ord(" ") != _number(header[148:156]):
-        raise BrokenTar(f"no tar header: {header[:16]!r}")
+        raise BadRow("unreadable_file", f"no tar header: {header[:16]!r}")
 
 
 def _number(field: bytes) -> int:
@@ -89,7 +87,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0")[0].strip() or b"0"
     if digits.strip(b"01234567"):
-        raise BrokenTar(f"no octal number: {field!r}")
+        raise BadRow("unreadable_file", f"no octal number: {field!r}")
     return int(digits, 8)
 
 
@@ -99,12 +97,12 @@ def _name(header: bytes) -> str:
 
 
 def _pax(data: bytes) -> dict[str, str]:
-    """Records "LENGTH KEY=VALUE\\n", of which LENGTH counts all. Raises BrokenTar."""
+    """Records "LENGTH KEY=VALUE\\n", of which LENGTH counts all. Raises BadRow."""
     records, at = {}, 0
     while at < len(data) and data[at]:
         length, space, _ = data[at : at + 20].partition(b" ")
         if not space or not length.isdigit() or int(length) <= len(length) + 1:
-            raise BrokenTar(f"no pax record: {data[at : at + 20]!r}")
+            raise BadRow("unreadable_file", f"no pax record: {data[at : at + 20]!r}")
         key, _, value = data[at + len(length) + 1 : at + int(length) - 1].partition(b"=")
         records[_text(key)] = _text(value)
         at += int(length)

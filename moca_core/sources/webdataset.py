@@ -14,8 +14,8 @@ from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, as_text, gathered, image_if_there
 from moca_core.sources.listing import file_units, folder_name
 from moca_core.sources.mmc4 import interleave
-from moca_core.sources.rows import read_rows, unpacked
-from moca_core.sources.tar_stream import BrokenTar, Member, members
+from moca_core.sources.rows import broken_data, read_rows, unpacked
+from moca_core.sources.tar_stream import Member, members
 from moca_core.sources.tiff import frames
 from moca_core.types import Content, Document, Rejected, Segment
 
@@ -63,36 +63,26 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
 
 def _rows(location: Location, path: str) -> Iterator[tuple[str, dict | BadRow]]:
     where = f"{path} from its start"
-    with location.fs.open_input_file(path) as raw:
-        try:
+    try:
+        with location.fs.open_input_file(path) as raw, broken_data():
             for sample in _samples(members(unpacked(raw, path), MAX_SAMPLE_BYTES)):
                 yield f"{path} member {sample.key}", sample.problem or {"files": sample.files}
                 where = f"{path} after member {sample.key}"
-        except (BrokenTar, OSError) as error:
-            if (
-                getattr(error, "errno", None) is not None
-            ):  # the storage's complaint; Arrow's, of broken data, have no number
-                raise
-            yield where, BadRow("unreadable_file", str(error))
+    except BadRow as error:
+        yield where, error
 
 
 def _samples(files: Iterator[Member]) -> Iterator[Sample]:
+    """Neighbouring files of one key. Of a broken archive the last sample may not be whole. Raises BadRow in its place."""
     sample: Sample | None = None
-    try:
-        for member in files:
-            if not (name := NAME.fullmatch(member.name)):
-                continue
-            if sample is None or sample.key != name[1]:
-                if sample:
-                    yield sample
-                sample = Sample(name[1])
-            sample.add(name[2].lower(), member)
-    except (BrokenTar, OSError) as error:
-        if sample and getattr(error, "errno", None) is None:
-            sample.problem = BadRow("unreadable_file", f"the archive is broken in or behind this sample: {error}")
-            yield sample
-            return
-        raise
+    for member in files:
+        if not (name := NAME.fullmatch(member.name)):
+            continue
+        if sample is None or sample.key != name[1]:
+            if sample:
+                yield sample
+            sample = Sample(name[1])
+        sample.add(name[2].lower(), member)
     if sample:
         yield sample
 
