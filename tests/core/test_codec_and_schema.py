@@ -63,10 +63,11 @@ def through_parquet(table):
 
 
 def test_documents_come_back():
-    documents = [Document(f"source {i}", content) for i, content in enumerate(CONTENTS)]
+    documents = [Document(f"source {i}", content, f"file row {i}") for i, content in enumerate(CONTENTS)]
     table = through_parquet(schema.documents_to_table(documents))
     assert table.schema.equals(schema.CORPUS)
-    assert list(schema.table_to_documents(table)) == documents
+    read = list(schema.table_to_documents(table))
+    assert read == documents and [d.where for d in read] == [d.where for d in documents]
     assert table["doc_id"].to_pylist() == [d.doc_id for d in documents]
 
 
@@ -116,6 +117,7 @@ def test_a_segment_is_one_thing():
 
 BAD = {
     "empty": (text("  \n"),),
+    "image_missing": (text("a"), Segment(image=b"")),
     "not_an_image": (text("a"), Segment(image=b"no image")),
     "image_truncated": (Segment(image=png(80, 80)[:-400]),),
 }
@@ -124,10 +126,10 @@ BAD = {
 @pytest.mark.parametrize("reason", BAD)
 def test_bad_contents_are_set_aside_by_reason(reason):
     given = Rejected("before", "d", "w")
-    document, good = Document("s", BAD[reason]), Document("s", CONTENTS[2])
+    document, good = Document("s", BAD[reason], "file row 7"), Document("s", CONTENTS[2])
     kept = list(valid_documents([given, document, good], ImageBounds()))
     assert (kept[0], kept[2]) == (given, good)
-    assert kept[1].reason == reason and kept[1].where == f"s {document.doc_id}"
+    assert kept[1].reason == reason and kept[1].where == "file row 7"
     pairs = [
         Pair("s", BAD[reason], (CONTENTS[0],)),
         Pair("s", CONTENTS[0], (CONTENTS[1], BAD[reason])),

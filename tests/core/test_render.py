@@ -4,14 +4,15 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from samples import CONTENTS, image, png, text, words
 from transformers import AutoTokenizer
 
 from moca_core.data.render import Renderer
-from moca_core.data.rows import pack_sequences, render_documents
-from moca_core.data.schema import documents_to_table
+from moca_core.data.rows import document_sequences, pack_sequences
+from moca_core.data.schema import PACKED
 from moca_core.spec import read_spec
 from moca_core.types import Document, Segment
 
@@ -139,11 +140,11 @@ def test_the_smallest_allowed_budget_holds_any_image_that_decodes(folder, tokeni
 def test_documents_to_rows_and_packs(renderer, spec):
     documents = [Document("s", CONTENTS[i % 5][:k]) for i, k in enumerate((1, 1, 3, 6, 1, 1, 1, 2))]
     small = Renderer(renderer.tokenizer, spec, 120)
-    sequences = render_documents(documents_to_table(documents), small)
+    sequences = [s for d in documents for s in document_sequences(d, small)]
     expected = [(f"{d.doc_id}:{k}", p) for d in documents for k, p in enumerate(small.pieces(d.content))]
-    assert sequences["piece_id"].to_pylist() == [name for name, _ in expected]
-    assert sequences["input_ids"].to_pylist() == [p.input_ids for _, p in expected]
-    packed = pack_sequences(sequences, spec, 120).to_pylist()
+    assert [s["piece_id"] for s in sequences] == [name for name, _ in expected]
+    assert [s["input_ids"].tolist() for s in sequences] == [p.input_ids for _, p in expected]
+    packed = pa.Table.from_pylist(pack_sequences(sequences, spec, 120), schema=PACKED).to_pylist()
     by_name = {}
     for row in packed:
         assert len(row["input_ids"]) == sum(row["segment_lengths"]) <= 120
@@ -161,7 +162,7 @@ def test_documents_to_rows_and_packs(renderer, spec):
 
 
 def test_budget_smaller_than_a_sequence_is_an_error(renderer, spec):
-    sequences = render_documents(documents_to_table([Document("s", CONTENTS[0])]), renderer)
+    sequences = document_sequences(Document("s", CONTENTS[0]), renderer)
     with pytest.raises(AssertionError, match="budget"):
         pack_sequences(sequences, spec, 10)
 
