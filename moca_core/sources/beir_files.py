@@ -1,6 +1,5 @@
 """The files of BEIR folders: which belong together, what the judgments say, and how many units the training pairs make."""
 
-import io
 import math
 import re
 import zlib
@@ -8,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, as_text
-from moca_core.sources.listing import find_files, row_group_units
+from moca_core.sources.listing import PACKED, find_files, row_group_units
 from moca_core.sources.pairing import LINE_FILES, file_rows
-from moca_core.sources.rows import BROKEN
+from moca_core.sources.rows import broken_data, unpacked
 
 PARTS = ("corpus", "queries", "qrels")
 KINDS = ("tsv", "jsonl", "parquet")  # of a part that is there twice, the first
@@ -30,7 +27,7 @@ QRELS = {
 HELD_BYTES = (
     256 * 2**20
 )  # of answers that a unit of training pairs keeps, as they are stored; in memory texts take twice that
-SAMPLE_BYTES = 2**18
+SAMPLE_BYTES = 2**22
 MAX_LINE_BYTES = 2**16  # three short fields; what is longer is read in pieces, none of which is a judgment
 
 
@@ -116,19 +113,17 @@ def _score(value: Any) -> float:
 def _tsv_rows(location: Location, path: str) -> Iterator[tuple[str, dict | BadRow]]:
     """Lines of query, document and score; TREC's four columns too. The header that the layout asks for is passed over."""
     number = 0
-    with location.fs.open_input_file(path) as raw:
-        try:
-            lines = io.BufferedReader(_unpacked(raw, path))
+    try:
+        with location.fs.open_input_file(path) as raw, broken_data():
+            lines = unpacked(raw, path)
             while line := lines.readline(MAX_LINE_BYTES):
                 number += 1
                 row = _tsv_row(line)
                 header = number == 1 and isinstance(row, dict) and not re.search(r"\d", row["score"])
                 if line.strip() and not header:
                     yield f"{path} line {number}", row
-        except BROKEN as error:
-            if getattr(error, "errno", None) is not None:
-                raise
-            yield f"{path} after line {number}", BadRow("unreadable_file", str(error))
+    except BadRow as error:
+        yield f"{path} after line {number}", error
 
 
 def _tsv_row(line: bytes) -> dict | BadRow:
@@ -139,11 +134,6 @@ def _tsv_row(line: bytes) -> dict | BadRow:
     if len(fields) not in (3, 4):
         return BadRow("malformed_row", f"query, document and score between tabs were expected, got {line[:60]!r}")
     return {"query_id": fields[0], "corpus_id": fields[-2], "score": fields[-1]}
-
-
-def _unpacked(raw: pa.NativeFile, path: str) -> pa.NativeFile:
-    packed = {".gz": "gzip", ".zst": "zstd"}.get(path[path.rfind(".") :])
-    return pa.CompressedInputStream(raw, packed) if packed else raw
 
 
 def share_of(query_id: str, parts: int) -> int:
@@ -157,23 +147,22 @@ def count_parts(location: Location, corpus: list[File], qrels: list[File]) -> in
     What all units keep is one row of the corpus for every judgment at most. Cutting finer has a price: every unit passes
     once over the corpus.
     """
-    rows, size = (sum(numbers) for numbers in zip(*(_rows_and_bytes(location, file) for file in corpus), strict=True))
-    judged = sum(_rows_and_bytes(location, file)[0] for file in qrels)
+    rows, size = _rows_and_bytes(location, corpus)
+    judged, _ = _rows_and_bytes(location, qrels)
     return max(1, math.ceil(min(judged / max(rows, 1), 1) * size / HELD_BYTES))
 
 
-def _rows_and_bytes(location: Location, file: File) -> tuple[float, float]:
-    """About how many rows a file holds, and how many bytes unpacked: from its footer, or from its beginning."""
-    if file.kind == "parquet":
-        units = row_group_units(location.fs, [file.path])
-        return sum(unit["rows"] for unit in units), file.size
-    with location.fs.open_input_file(file.path) as raw:
-        try:
-            stream = _unpacked(raw, file.path)  # held on to: it closes `raw` when it goes
-            sample = stream.read(SAMPLE_BYTES)
-        except BROKEN as error:
-            if getattr(error, "errno", None) is not None:
-                raise
-            return 1, file.size  # reading it will say what is broken
-        scale = file.size / max(raw.tell(), 1)
+def _rows_and_bytes(location: Location, files: list[File]) -> tuple[float, float]:
+    """About how many rows these hold, and how many bytes unpacked: from their footers, or from the beginning of the first."""
+    size = sum(file.size for file in files)
+    if files[0].kind == "parquet":
+        return sum(unit["rows"] for unit in row_group_units(location.fs, [file.path for file in files])), size
+    try:
+        with location.fs.open_input_file(files[0].path) as raw, broken_data():
+            lines = unpacked(raw, files[0].path)
+            sample = lines.read(SAMPLE_BYTES)
+            read = raw.tell() if files[0].path.lower().endswith(PACKED) else len(sample)  # of the file itself
+    except BadRow:
+        return 1, size  # reading it all will say what is broken
+    scale = size / max(read, 1)
     return scale * max(sample.count(b"\n"), 1), scale * len(sample)

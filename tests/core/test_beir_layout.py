@@ -1,7 +1,6 @@
 """BEIR folders: every judged query is one pair, every split to evaluate one task, whatever files the folder is made of."""
 
-import gzip
-
+import numpy as np
 import pytest
 from layout_files import at, lines, parquet, read, reasons, said
 from samples import png, text
@@ -25,9 +24,7 @@ A, B = png(60, 60, 1), png(80, 60, 2)
 
 
 def tsv(path, judgments, header=b"query-id\tcorpus-id\tscore\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = header + b"".join(("\t".join(map(str, j)) + "\n").encode() for j in judgments)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    lines(path, [header, *(("\t".join(map(str, judgment)) + "\n").encode() for judgment in judgments)])
 
 
 def write(folder, packed="", queries=QUERIES, train=TRAIN, test=TEST):
@@ -39,7 +36,7 @@ def write(folder, packed="", queries=QUERIES, train=TRAIN, test=TEST):
     return folder
 
 
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_training_pairs(tmp_path, packed):
     pairs = read(beir, write(tmp_path / "scifact", packed))
     assert [said(pair) for pair in pairs] == [
@@ -50,7 +47,7 @@ def test_training_pairs(tmp_path, packed):
     assert pairs[0].where.endswith(f"qrels/train.tsv{packed} query q1")
 
 
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_the_task(tmp_path, packed):
     (task,) = beir.read_tasks(at(write(tmp_path / "scifact", packed)))
     assert task.name == "scifact/test"
@@ -191,3 +188,19 @@ def test_a_large_corpus_is_read_in_shares(tmp_path, monkeypatch):
     assert sorted(pair.query[0].text for pair in pairs) == sorted(f"query {i}" for i in range(1000))
     assert all(p.positives[0][0].text.startswith(f"{2 * int(p.query[0].text[6:])} ") for p in pairs)
     assert max(kept) * 560 < 1.3 * 100_000
+
+
+def test_packed_files_are_cut_as_plain_ones(tmp_path, monkeypatch):
+    """How much a file holds is told from its beginning, also where that is compressed."""
+    monkeypatch.setattr(beir_files, "HELD_BYTES", 100_000)
+    monkeypatch.setattr(beir_files, "SAMPLE_BYTES", 600_000)
+    random = np.random.default_rng(0)
+    documents = [{"_id": f"d{i}", "text": " ".join(map(str, random.integers(0, 10**6, 80)))} for i in range(2000)]
+    units = {}
+    for packed in ("", ".gz", ".zst"):
+        folder = tmp_path / f"as{packed}"
+        lines(folder / f"corpus.jsonl{packed}", documents)
+        lines(folder / "queries.jsonl", QUERIES)
+        tsv(folder / "qrels" / f"train.tsv{packed}", [(f"q{i}", f"d{i}", 1) for i in range(2000)])
+        units[packed] = len(beir.list_units(at(folder)))
+    assert units[""] == 12 and all(0.7 * 12 <= count <= 1.3 * 12 for count in units.values()), units
