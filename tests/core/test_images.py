@@ -105,7 +105,6 @@ def test_images_stand_upright(spec, kind, orientation):
     assert close(decode(data), load_image(base64.b64encode(data).decode()), 0)
     patches = read_patches(data, spec)
     np.testing.assert_array_equal(patches, patchify(decode(data), spec))
-    np.testing.assert_array_equal(patches, read_patches(data, spec, fast=True))
 
 
 def test_unreadable_exif_turns_nothing():
@@ -218,22 +217,29 @@ def test_colour_spaces_that_cannot_be_shown_are_refused_by_name():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-@pytest.mark.parametrize("size", [(1401, 999), (2003, 3001)])
+@pytest.mark.parametrize("size", [(301, 399), (2003, 3001)])
 def test_the_fast_path_sees_almost_the_same(spec, mode, orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    rgb = picture(60, 50, 1).resize(size)
-    data = saved(rgb.convert(mode), "JPEG", exif=exif)
+    data = saved(picture(60, 50, 1).resize(size).convert(mode), "JPEG", exif=exif)
     exact, fast = (read_patches(data, spec, fast=fast).astype(np.int16) for fast in (False, True))
     np.testing.assert_array_equal(exact, patchify(decode(data), spec))
     assert exact.shape == fast.shape and (exact != fast).any()
-    assert np.abs(exact - fast).mean() < 1
+    assert np.abs(exact - fast).mean() < 1.5
 
 
-def test_the_fast_path_never_enlarges_what_it_decoded(spec):
-    """JPEGs of less than three times the size, and all other formats, are read exactly."""
-    for kind, side in (("JPEG", 580), ("PNG", 1400)):
-        data = saved(picture(side, side), kind)
+def test_large_jpegs_are_decoded_at_a_fraction_that_is_large_enough(spec, monkeypatch):
+    """What is resized: all the pixels, or at least one and a half times the sides to come."""
+    resized, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, *a, **k: resized.append(self.size) or resize(self, *a, **k))
+    for side in (580, 590, 1170, 1180, 4000):  # the target is 196
+        read_patches(saved(Image.new("RGB", (side, side)), "JPEG"), spec, fast=True)
+    assert resized == [(580,) * 2, (295,) * 2, (585,) * 2, (295,) * 2, (500,) * 2]
+
+
+def test_the_fast_path_enlarges_exactly(spec):
+    for kind in ("JPEG", "PNG"):
+        data = saved(picture(50, 40), kind)
         np.testing.assert_array_equal(read_patches(data, spec), read_patches(data, spec, fast=True))
 
 
