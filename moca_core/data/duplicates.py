@@ -56,14 +56,17 @@ def _dropped(rows: pa.Table, reason: str) -> pa.Table:
 
 
 def _copies(keys: pa.Table, kind: str, most: int) -> pa.Table:
-    """The occurrences of every key of this kind after its first `most`, in the order of parts, rows and segments."""
+    """Where every key of this kind stands after its first `most` documents, in the order of parts, rows and segments."""
     keys = keys.filter(pc.equal(keys["kind"].cast(pa.string()), kind))
     if not keys.num_rows:
         return keys
     halves = np.frombuffer(b"".join(keys["key"].to_pylist()), dtype=">u8").reshape(-1, 2)
     places = [keys[name].to_numpy() for name in ("segment", "row", "part")]
     order = np.lexsort([*places, halves[:, 1], halves[:, 0]])
-    starts = np.ones(len(order), dtype=bool)
-    starts[1:] = (halves[order][1:] != halves[order][:-1]).any(axis=1)
-    first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
-    return keys.take(pa.array(np.sort(order[np.arange(len(order)) - first >= most])))
+    new_key, new_row = np.ones((2, len(order)), dtype=bool)
+    new_key[1:] = (halves[order][1:] != halves[order][:-1]).any(axis=1)
+    rows = np.stack([places[2][order], places[1][order]], axis=1)
+    new_row[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    document = np.cumsum(new_key | new_row)
+    first = np.maximum.accumulate(np.where(new_key, document, 0))
+    return keys.take(pa.array(np.sort(order[document - first >= most])))
