@@ -52,6 +52,9 @@ def members(stream: io.BufferedIOBase, max_bytes: int) -> Iterator[Member]:
                     name, None, f"{size} bytes, at most {max_bytes}" if too_large else f"no file: type {kind!r}"
                 )
         long_name, extended = "", {}
+    while rest := stream.read(SKIP_BYTES):
+        if any(rest):
+            raise BadRow("unreadable_file", "there is more behind the end mark of the archive")
 
 
 def _exactly(stream: io.BufferedIOBase, size: int) -> bytes:
