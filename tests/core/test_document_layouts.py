@@ -265,7 +265,7 @@ def test_pages_of_colpali_vdr_and_docmatix(tmp_path):
         Pair("docmatix/train", (text("q0"),), ((IMAGE_A, IMAGE_B),)),
         Pair("docmatix/train", (text("q1"),), ((IMAGE_A, IMAGE_B),)),
         Pair("en/train", (text("q"),), ((IMAGE_A,),)),
-        Pair("hard/train", (text("q"),), ((IMAGE_A,),), ((IMAGE_B,), (IMAGE_B,))),
+        Pair("hard/train", (text("q"),), ((IMAGE_A,),), ((IMAGE_B,),)),
     ]
     assert pairs[2].where.endswith("row 0 question 1") and reasons(valid_pairs(pairs, ImageBounds())) == [None] * 5
 
