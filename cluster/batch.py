@@ -24,29 +24,42 @@ def run_units(
     `fn` must write the same files again. The first error of `fn` is raised. Needs `connect` first.
     """
     import ray.data
-    from ray.data import SaveMode
     from ray.data.checkpoint import CheckpointConfig
 
     if not count:
         return []
     results_uri = storage.join(state_uri, "results")
-    fs, results = storage.filesystem(results_uri)
     done = _finished(results_uri)
     if len(done) < count:
         if done:
             say(f"{len(done)} of {count} units were finished before")
-        dataset = ray.data.range(count, override_num_blocks=count)
-        dataset.context.checkpoint_config = CheckpointConfig(
-            id_column="id",
-            checkpoint_path=storage.filesystem(storage.join(state_uri, "checkpoint"))[1],
-            override_filesystem=fs,
-            delete_checkpoint_on_success=False,
+        units = ray.data.range(count, override_num_blocks=count)
+        fs, checkpoint = storage.filesystem(storage.join(state_uri, "checkpoint"))
+        units.context.checkpoint_config = CheckpointConfig(
+            id_column="id", checkpoint_path=checkpoint, override_filesystem=fs, delete_checkpoint_on_success=False
         )
         with _progress(results_uri, count, say):
-            dataset.map(_Unit(fn)).write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
-        done = _finished(results_uri)
+            _run(fn, units, results_uri)
+            done = _finished(results_uri)
+            if lost := [{"id": number} for number in range(count) if number not in done]:
+                # Ray keeps a unit's mark by renaming it, on S3 a copy and a deletion. Who dies in between leaves both names;
+                # for the one Ray then removes the result, and for the other it does not run the unit again.
+                _run(fn, ray.data.from_items(lost, override_num_blocks=len(lost)), results_uri)
+                done = _finished(results_uri)
     assert set(range(count)) <= set(done), f"{count - len(done)} of {count} units left no result"
     return [done[number] for number in range(count)]
+
+
+def _run(fn: Callable[[int], dict[str, Any]], units: Any, results_uri: str) -> None:
+    """Writes the results of a dataset of units, each to a file of its own."""
+    from ray.data import SaveMode
+    from ray.exceptions import RayTaskError
+
+    fs, results = storage.filesystem(results_uri)
+    try:
+        units.map(_Unit(fn)).write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 class _Unit:

@@ -9,6 +9,7 @@ The setting FSSPEC_S3='{"config_kwargs": {"read_timeout": 5}}' of the environmen
 
 import asyncio
 import contextlib
+import functools
 import os
 import uuid
 from collections.abc import Iterator
@@ -34,10 +35,12 @@ def is_transient(error: Exception) -> bool:
     return status in _REPEATABLE_STATUS or error.response.get("Error", {}).get("Code") in _REPEATABLE_CODES
 
 
-# Both are settings of the process: a worker that unpickles a PatientS3 imports this module, and so has them too.
-s3fs.core.set_custom_error_handler(is_transient)
-for _kind in (NoConnection, aiohttp.ClientError, IncompleteReadError, FlexibleChecksumError):
-    s3fs.core.add_retryable_error(_kind)
+@functools.cache
+def _teach_s3fs() -> None:
+    """What s3fs repeats is a setting of the process."""
+    s3fs.core.set_custom_error_handler(is_transient)
+    for kind in (NoConnection, aiohttp.ClientError, IncompleteReadError, FlexibleChecksumError):
+        s3fs.core.add_retryable_error(kind)
 
 
 class PatientS3(s3fs.S3FileSystem):
@@ -49,6 +52,7 @@ class PatientS3(s3fs.S3FileSystem):
     default_block_size = 16 * 2**20  # of reading ahead, and of the parts of an upload: 10,000 parts make 160 GiB
 
     def __init__(self, **options: Any) -> None:
+        _teach_s3fs()  # here, as a worker that unpickles one makes it anew
         # One request at a time per file: only then s3fs repeats the reading of a body. Files travel side by side.
         super().__init__(**{"max_concurrency": 1, "fixed_upload_size": True, **options})
         self._tokens: dict[str, str] = {}

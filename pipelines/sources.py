@@ -1,6 +1,7 @@
 """A source as a recipe names it: a layout, where the data lies and how much of it. What it holds is its identity, where it lies is not."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -67,7 +68,9 @@ class Source:
         return sources.Location(fs, path, self.columns, images)
 
 
+@lru_cache(maxsize=256)
 def digest(uri: str) -> str:
+    """What lies there, asked once by a process: a plan and the steps that it runs must see the same."""
     try:
         return storage.digest(uri)
     except OSError as error:

@@ -22,3 +22,11 @@ def s3() -> Iterator[str]:
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def forget_digests():
+    """What a source holds is asked once by a process; here many runs share one."""
+    from pipelines.sources import digest
+
+    digest.cache_clear()

@@ -157,7 +157,7 @@ def test_the_papers_recipes_run_on_nodes_of_eight_gpus(workers: int) -> None:
 
 
 def test_a_worker_count_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rows_per_step=320 .*num_workers=24"):
+    with pytest.raises(ValueError, match=r"rows_per_step=64 .*num_workers=24"):
         load_recipe("moca_3b", ["cluster.num_workers=24"])
 
 

@@ -9,7 +9,7 @@ from pipelines.dag import build
 from pipelines.recipe import load_recipe, merge
 from pipelines.runner.fingerprint import canonical, differences, fingerprint
 from pipelines.runner.plan import make_plan
-from pipelines.sources import Source
+from pipelines.sources import Source, digest
 
 
 def marks(recipe, root) -> dict[str, str]:
@@ -50,6 +50,7 @@ def test_data_is_what_it_holds_not_where_it_lies(tmp_path):
     shutil.copytree(here, there)
     assert Source("obelics", str(here)).identity() == Source("obelics", str(there)).identity()
     (there / "a.parquet").write_bytes(b"two")
+    digest.cache_clear()
     assert Source("obelics", str(here)).identity() != Source("obelics", str(there)).identity()
     with pytest.raises(ValueError, match="nowhere"):
         Source("obelics", str(tmp_path / "nowhere")).identity()

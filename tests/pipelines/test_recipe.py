@@ -41,7 +41,10 @@ def test_overrides_reach_their_field_with_the_field_s_type():
         ("pretrain.rows_per_step=3", "pretrain.rows_per_step=3 must be a multiple of cluster.num_workers=2"),
         ("finetune.batch_size=33", "finetune.batch_size=33 must be a multiple of cluster.num_workers=2"),
         ("export.max_tokens=64", "export.max_tokens=64 must be at least finetune.max_tokens"),
-        ("corpus.sources=[{layout: obelix, path: x}]", "unknown layout 'obelix'; use one of builtin, moca, obelics"),
+        (
+            "corpus.sources=[{layout: obelix, path: x}]",
+            "unknown layout 'obelix'; use one of builtin, captions, markup, mmc4, moca",
+        ),
         ("corpus.sources=[{layout: obelics}]", "every layout but 'builtin' needs a path"),
         ("corpus.sources=[{layout: obelics, pth: x}]", "no such setting; there are layout, path"),
         ("tracking.log_every_steps=0", "tracking.log_every_steps=0 must be at least 1"),
@@ -79,6 +82,7 @@ def test_dry_run_plans_and_runs_nothing(tmp_path, capsys):
     assert full.main(["--dry-run", "--root", str(tmp_path / "root")]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[:2] for line in printed.splitlines()[1:]] == [
-        ["run", name] for name in ("corpus", "pairs", "base", "pack", "pretrain", "finetune", "evaluate", "export")
+        ["run", name]
+        for name in ("corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate", "export")
     ]
     assert not (tmp_path / "root").exists()
