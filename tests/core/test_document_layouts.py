@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from document_files import at, lines, packed, pdf, put, read, reasons, table, tar
@@ -18,7 +19,7 @@ from samples import picture, png, text
 
 from moca_core.data.images import ImageBounds, decode
 from moca_core.data.validate import valid_documents, valid_pairs
-from moca_core.sources import captions, listing, markup, mmc4, obelics, pages, plain_text, rows, webdataset
+from moca_core.sources import Location, captions, listing, markup, mmc4, obelics, pages, plain_text, rows, webdataset
 from moca_core.sources import pdf as pdf_source
 from moca_core.types import Document, Pair, Rejected, Segment
 
@@ -430,6 +431,27 @@ def test_folders_globs_and_single_files(tmp_path):
         assert len(read(plain_text, at(tmp_path / path))) == expected, path
     with pytest.raises(ValueError, match=r"no \.md or"):
         read(markup, at(tmp_path))
+
+
+def test_from_s3(tmp_path, s3, monkeypatch):
+    import s3fs
+
+    monkeypatch.setattr(listing, "UNIT_BYTES", 300)
+    storage = s3fs.S3FileSystem(skip_instance_cache=True)
+    given = [{"text": f"t{i}"} for i in range(60)]
+    put(tmp_path / "w" / "0.tar.gz", packed(tar([("1.png", A), ("1.txt", b"one")]), ".gz"))
+    put(tmp_path / "t" / "a.jsonl", lines(given))
+    table(tmp_path / "t" / "b.parquet", given, row_group_size=20)
+    put(tmp_path / "m" / "docs" / "a.md", "![x](i/a.png) ![y](lost.png)")
+    put(tmp_path / "m" / "docs" / "i" / "a.png", A)
+    put(tmp_path / "p" / "a.pdf", pdf(["x"], (100, 100)))
+    storage.put(f"{tmp_path}/", "bucket/data/", recursive=True)
+    fs = pafs.PyFileSystem(pafs.FSSpecHandler(storage))
+    texts = [c[0].text for c in contents(read(plain_text, Location(fs, "bucket/data/t")))]
+    assert texts == [row["text"] for row in given] * 2  # tables, then lines
+    assert contents(read(webdataset, Location(fs, "bucket/data/w/*.gz"))) == [(IMAGE_A, text("one"))]
+    assert contents(read(markup, Location(fs, "bucket/data/m"))) == [(IMAGE_A, NONE)]
+    assert len(contents(read(pdf_source, Location(fs, "bucket/data/p/a.pdf")))) == 1
 
 
 def joined(content):

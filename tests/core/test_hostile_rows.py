@@ -303,6 +303,18 @@ def test_mutants_are_accounted_for_to_the_row(tmp_path):
     print(total, sum(s for _, s, _ in outcomes), max(s for _, s, _ in outcomes), outcomes[-1][2])
 
 
+def test_no_byte_of_a_footer_ends_the_process(tmp_path):
+    """Arrow ends the process, past all handlers, where it is asked for a broken entry of a column."""
+    whole = table_of(TABLES["text"])
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    broken = (
+        whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :] for at in range(start, len(whole)) for bit in (1, 2)
+    )
+    paths = [put(tmp_path / f"{number:04d}.parquet", data) for number, data in enumerate(broken)]
+    outcomes = read_in_child([["documents", "text", str(path)] for path in paths])
+    assert len(outcomes) == len(paths) > 500 and all(counts for counts, _, _ in outcomes)
+
+
 def header(name, size, kind=b"0"):
     """A tar header that claims this size."""
     number = b"%011o\0" % size if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
