@@ -27,6 +27,16 @@ def reasons(items):
     return [i.reason if isinstance(i, Rejected) else None for i in items]
 
 
+def contents(items):
+    assert not [i for i in items if isinstance(i, Rejected)], items
+    return [item.content for item in items]
+
+
+def mmc4_row(texts, *images, **changes):
+    info = [{"image_name": n, "matched_text_index": i, "matched_sim": 0.3, "raw_url": "http://x/y"} for n, i in images]
+    return {"text_list": texts, "image_info": info, "url": "http://x", "similarity_matrix": [[0.3]]} | changes
+
+
 def put(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())

@@ -2,10 +2,8 @@
 
 import base64
 import html
-import io
 import json
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -13,31 +11,20 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from document_files import at, lines, packed, pdf, put, read, reasons, table, tar
-from PIL import Image
-from samples import picture, png, text
+from document_files import at, contents, lines, mmc4_row, packed, pdf, put, read, reasons, table, tar
+from samples import png, text
 
-from moca_core.data.images import ImageBounds, decode
+from moca_core.data.images import ImageBounds
 from moca_core.data.validate import valid_documents, valid_pairs
 from moca_core.sources import Location, captions, listing, markup, mmc4, obelics, pages, plain_text, rows, webdataset
 from moca_core.sources import pdf as pdf_source
-from moca_core.types import Document, Pair, Rejected, Segment
+from moca_core.types import Document, Pair, Segment
 
 ROOT = Path(__file__).parents[2]
 KICAD = ROOT.parent / "shared" / "data" / "kicad"
 needs_kicad = pytest.mark.skipif(not KICAD.exists(), reason="no KiCad corpus beside the repository")
 A, B = png(60, 60, 1), png(80, 60, 2)
 IMAGE_A, IMAGE_B, NONE = Segment(image=A), Segment(image=B), Segment(image=b"")
-
-
-def contents(items):
-    assert not [i for i in items if isinstance(i, Rejected)], items
-    return [item.content for item in items]
-
-
-def mmc4_row(texts, *images, **changes):
-    info = [{"image_name": n, "matched_text_index": i, "matched_sim": 0.3, "raw_url": "http://x/y"} for n, i in images]
-    return {"text_list": texts, "image_info": info, "url": "http://x", "similarity_matrix": [[0.3]]} | changes
 
 
 def test_mmc4(tmp_path):
@@ -70,134 +57,6 @@ def test_images_lie_where_the_option_says(tmp_path):
     put(tmp_path / "set" / "docs.jsonl", lines([mmc4_row(["one"], ("x/a.png", 0))]))
     (document,) = read(mmc4, at(tmp_path / "set", images=str(tmp_path / "pictures")))
     assert document.content == (IMAGE_A, text("one"))
-
-
-def test_webdataset_captions(tmp_path):
-    samples = [
-        *[("00/1.jpg", A), ("00/1.txt", b"one"), ("00/1.json", b'{"caption": null, "key": "1"}')],
-        *[("00/2.JPG", B), ("00/2.json", b'{"caption": "two"}')],
-        *[("3.0.png", A), ("3.1.png", B), ("3.txt", "drei".encode("utf-8-sig"))],
-        *[("4.txt", b"text alone")],
-        *[("5.png", A)],
-        *[("6.png", A), ("6.txt", b"\xff")],
-        *[("7.png", A), ("7.json", b"[1]")],
-        *[("8.png", A), ("8.json", b'{"caption": 3}')],
-        *[("9.png", A), ("9.png", B)],
-        *[("README", b"no sample"), ("._9.png", b"of a Mac")],
-        *[("10.cls", b"7")],
-    ]
-    put(tmp_path / "set" / "00000.tar", tar(samples))
-    items = read(webdataset, at(tmp_path))
-    expected = [(IMAGE_A, text("one")), (IMAGE_B, text("two")), (IMAGE_A, IMAGE_B, text("drei")), (text("text alone"),)]
-    assert [i.content for i in items[:5]] == [*expected, (IMAGE_A,)]
-    assert reasons(items[5:9]) == ["malformed_text", "malformed_json", "malformed_row", "malformed_row"]
-    assert items[9].content == () and len(items) == 10
-    assert items[0].source == "set" and items[0].where.endswith("00000.tar member 00/1")
-    (named,) = [
-        i.content
-        for i in read(
-            webdataset,
-            at(put(tmp_path / "x.tar", tar([("a.json", b'{"alt": "A", "text": "T"}')])), columns={"text": "alt"}),
-        )
-    ]
-    assert named == (text("A"),)
-
-
-@pytest.mark.parametrize("extension", ["tar.gz", "tgz", "tar.zst"])
-def test_webdataset_compressed(tmp_path, extension):
-    data = packed(tar([("1.png", A), ("1.txt", b"one")]), ".zst" if extension.endswith("zst") else ".gz", 3)
-    put(tmp_path / f"0.{extension}", data)
-    assert contents(read(webdataset, at(tmp_path))) == [(IMAGE_A, text("one"))]
-
-
-def mint(images, texts, **members):
-    row = json.dumps({"pdf_name": "x.pdf", "images": images, "texts": texts}).encode()
-    return [("k.json", row), *((f"k.{name}", data) for name, data in members.items())]
-
-
-def tiff(*images, **options):
-    buffer = io.BytesIO()
-    first, *others = images
-    first.save(buffer, "TIFF", save_all=True, append_images=others, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("options", [{}, {"compression": "jpeg", "quality": 95}, {"compression": "tiff_lzw"}])
-def test_webdataset_interleaved_with_a_tiff(tmp_path, options):
-    frames = [picture(60, 60, 1), picture(80, 60, 2), picture(70, 60, 3)]
-    names = ["page_0_image_85", None, "page_1_image_3", None]
-    whole = tiff(*frames, **options)
-    for number, sample in enumerate(
-        [
-            mint(names, [None, "between", None, "end"], tiff=whole),
-            mint([names[0]], [None], tiff=tiff(frames[0])),
-            mint([*names, "page_2_image_1", "p3"], [None, "a", None, "b", None, None], tiff=whole),
-            mint([*names], [None], tiff=whole),
-            mint([names[0], names[2]], [None, None], tiff=whole[:50]),
-        ]
-    ):
-        put(tmp_path / f"{number}.tar", tar(sample))
-    items = read(webdataset, at(tmp_path))
-    broken = ["too_few_images", "texts_images_mismatch", "image_truncated"]
-    assert reasons(items) == [None, None, *broken]
-    (first, one, second, other), read_back = items[0].content, [Image.open(io.BytesIO(whole)) for _ in range(2)]
-    assert (one, other) == (text("between"), text("end"))
-    for number, (segment, image) in enumerate(zip((first, second), read_back, strict=True)):
-        image.seek(number)
-        assert decode(segment.image).tobytes() == image.convert("RGB").tobytes()
-    assert items[1].content[0].image.startswith(b"II*")  # a single frame needs no other file
-
-
-def test_webdataset_interleaved_with_named_files(tmp_path):
-    rows_ = {"texts": ["one", None, None], "images": [None, "k.1.png", "0"]}
-    put(tmp_path / "a.tar", tar([("k.json", json.dumps(rows_).encode()), ("k.0.png", A), ("k.1.png", B)]))
-    mmc4_like = mmc4_row(["one"], ("b.png", 0))
-    put(tmp_path / "b.tar", tar([("k.json", json.dumps(mmc4_like).encode()), ("k.b.png", B)]))
-    assert contents(read(webdataset, at(tmp_path))) == [(text("one"), IMAGE_B, IMAGE_A), (IMAGE_B, text("one"))]
-
-
-def other_kind(name, kind, link=""):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info
-
-
-def test_webdataset_follows_no_links(tmp_path, monkeypatch):
-    put(tmp_path / "secret.png", A)
-    kinds = [
-        (tarfile.SYMTYPE, "/etc/passwd"),
-        (tarfile.LNKTYPE, "1.png"),
-        (tarfile.CHRTYPE, ""),
-        (tarfile.FIFOTYPE, ""),
-    ]
-    links = [other_kind(f"{i}.png", *kind) for i, kind in enumerate(kinds)]
-    long = "d/" * 80 + "l.txt"
-    good = [("ü.txt", b"good"), (long, b"long"), ("../up.txt", b"up"), ("big.png", bytes(3000))]
-    for mode in ({"format": tarfile.GNU_FORMAT}, {"format": tarfile.PAX_FORMAT}):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", **mode) as archive:
-            for info in [*links, other_kind("folder.png", tarfile.DIRTYPE)]:
-                archive.addfile(info)
-            for name, data in good:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-        monkeypatch.setattr(webdataset, "MAX_SAMPLE_BYTES", 2000)
-        items = read(webdataset, at(put(tmp_path / "s" / "x.tar", buffer.getvalue())))
-        assert reasons(items) == [*["not_a_file"] * 4, None, None, None, "file_too_large"]
-        assert [i.content for i in items[4:7]] == [(text("good"),), (text("long"),), (text("up"),)]
-        assert items[5].where.endswith(long.removesuffix(".txt"))
-
-
-def test_a_cut_tar_gives_the_good_part_and_one_rejection(tmp_path):
-    whole = tar([(f"{i}.txt", b"x" * 700) for i in range(5)])
-    assert len(read(webdataset, at(put(tmp_path / "a.tar", whole)))) == 5
-    for cut in range(1, 5 * 1536 + 1, 311):
-        items = read(webdataset, at(put(tmp_path / "a.tar", whole[:cut])))
-        assert reasons(items)[-1] == "unreadable_file" and not any(reasons(items)[:-1])
-        assert len(items) - 1 >= cut // 1536 - 1  # the last one before the cut may be part of a larger sample
-    items = read(webdataset, at(put(tmp_path / "a.tar", whole[:1536] + b"\1" + whole[1537:])))
-    assert reasons(items) == ["unreadable_file"]  # a broken header in the middle is not the end
 
 
 def test_texts_of_all_kinds_in_one_folder(tmp_path):
@@ -269,105 +128,6 @@ def test_pages_of_colpali_vdr_and_docmatix(tmp_path):
         Pair("hard/train", (text("q"),), ((IMAGE_A,),), ((IMAGE_B,),)),
     ]
     assert pairs[2].where.endswith("row 0 question 1") and reasons(valid_pairs(pairs, ImageBounds())) == [None] * 5
-
-
-MARKDOWN = f"""---
-title: no part of it
----
-# Board
-
-Before ![the board](img/a%20b.png "A board") after, `![code](no.png)`.
-
-```md
-![fenced](no.png)
-```
-<img alt="B" src="b.png"/> ![web](https://example.org/x.png) ![lost](lost.png) ![in](data:image/png;base64,{base64.b64encode(A).decode()})
-"""
-
-
-def test_markdown(tmp_path):
-    put(tmp_path / "docs" / "a.md", MARKDOWN)
-    put(tmp_path / "docs" / "img" / "a b.png", A)
-    put(tmp_path / "b.png", B)  # at the top of the source
-    (document,) = read(markup, at(tmp_path))
-    code = " after, `![code](no.png)`.\n\n```md\n![fenced](no.png)\n```\n"
-    assert document.content == (text("# Board\n\nBefore "), IMAGE_A, text(code), IMAGE_B, text(" web "), NONE, IMAGE_A)
-    assert document.source == "docs" and document.where.endswith("docs/a.md")
-
-
-HTML = """<!DOCTYPE html><html><head><meta charset="windows-1252"><title>T</title><style>p{}</style></head><body>
-<h1>Caf\u00e9 &amp; bar</h1><p>One <b>two</b>
-three<br>four <!-- not this --></p><ul><li>a</li> <li>b</ul>
-<table><tr><th>x</th><th>y</th></tr><tr><td>1</td><td>2</td></tr></table>
-<pre>def f():
-    pass</pre><script>if (a < b) document.write("<p>x")</script><img src='a.png' alt="A">
-<p>1 < 2 <img src="//cdn/x.png" alt="web"></p></body></html>"""
-
-
-def test_html(tmp_path):
-    put(tmp_path / "docs" / "a.htm", HTML.encode("windows-1252"))
-    put(tmp_path / "docs" / "a.png", A)
-    (document,) = read(markup, at(tmp_path))
-    said = ["Caf\u00e9 & bar", "One two three\nfour", "a\nb", "x | y\n1 | 2", "def f():\n    pass"]
-    assert document.content == (text("\n\n".join(said)), IMAGE_A, text("1 < 2\n\nweb"))
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "expected"),
-    [
-        ("a.md", b"\xef\xbb\xbfx", "x"),
-        ("a.md", "x\u00e9".encode("utf-16"), "x\u00e9"),
-        ("a.md", b"x\xe9", "malformed_text"),
-        ("a.html", b"<meta http-equiv=x content='text/html; charset=Shift_JIS'>\x82\xa0", "\u3042"),
-        ("a.html", b"<meta charset=zip>x", "x"),
-        ("a.html", b"<meta charset=utf-16>x", "x"),
-        ("a.html", b"&#" + b"9" * 5000 + b";&#xD800;", "&#" + "9" * 5000 + ";&#xD800;"),
-        ("a.md", b"x" * (17 * 2**20), "file_too_large"),
-        ("a.md", b"![x](data:image/png;base64,abc)", "malformed_row"),
-    ],
-)
-def test_encodings_and_bounds_of_pages(tmp_path, name, data, expected):
-    (item,) = read(markup, at(put(tmp_path / name, data)))
-    assert (item.reason if isinstance(item, Rejected) else item.content[0].text) == expected
-
-
-def test_pdf(tmp_path):
-    put(tmp_path / "manuals" / "a.PDF", pdf([f"page {i} of eleven" for i in range(11)]))
-    first, second = read(pdf_source, at(tmp_path))
-    assert [len(d.content) for d in (first, second)] == [16, 6] and first.source == "manuals"
-    assert [s.text for s in second.content[1::2]] == [f"page {i} of eleven" for i in (8, 9, 10)]
-    assert decode(first.content[0].image).size == (1275, 1650) and first.content[0].image.startswith(b"\x89PNG")
-    assert second.where.endswith("a.PDF pages 9 to 11")
-    scan = io.BytesIO()
-    picture(800, 800).save(scan, "PDF", resolution=72)
-    (document,) = read(pdf_source, at(put(tmp_path / "scan.pdf", scan.getvalue())))
-    assert len(document.content) == 1 and document.content[0].image.startswith(b"\xff\xd8")
-
-
-ENCRYPTED = b"/Encrypt << /Filter /Standard /V 1 /R 2 /O (%s) /U (%s) /P -4 >>" % (b"o" * 32, b"u" * 32)
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "pdf_unreadable"),
-        (b"%PDF-1.4\nnothing", "pdf_unreadable"),
-        (pdf([]), "pdf_unreadable"),
-        (pdf(["a"]).replace(b"/Root 1", ENCRYPTED + b" /Root 1"), "pdf_encrypted"),
-    ],
-)
-def test_pdfs_that_cannot_be_read(tmp_path, data, reason):
-    items = read(pdf_source, at(put(tmp_path / "a.pdf", data)))
-    assert {i.reason for i in items if isinstance(i, Rejected)} == {reason}
-
-
-def test_pages_of_any_size_are_bounded(tmp_path, monkeypatch):
-    for size in ((14400, 14400), (10**9, 1), (0.001, 0.001), (-612, 792), (0, 0), (10**38, 10**38)):
-        for item in read(pdf_source, at(put(tmp_path / "a.pdf", pdf(["x"], size)))):
-            if isinstance(item, Document):
-                assert max(Image.open(io.BytesIO(item.content[0].image)).size) <= 2048
-    monkeypatch.setattr(pdf_source, "MAX_FILE_BYTES", 100)
-    assert reasons(read(pdf_source, at(tmp_path))) == ["file_too_large"]
 
 
 def test_units_hold_every_row_once(tmp_path, monkeypatch):
