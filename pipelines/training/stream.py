@@ -6,22 +6,27 @@ from moca_core.data.codec import from_bytes
 from moca_core.types import MaskedBatch, PairBatch
 
 ADDRESSES_PER_TASK = 4  # batches that one Ray Data task makes: small enough to start at once
+PREFETCH_BYTES = 256 * 2**20  # of batches that wait for a rank: without a bound, half of the cluster's object store
 
 
 def open_stream(
     addresses: list[dict], make_batch: Callable[[dict], bytes], *, tasks: int
 ) -> Iterator[tuple[int, list[MaskedBatch | PairBatch]]]:
-    """(global step, its micro-batches) in the order of `addresses`, made by Ray Data ahead of the training step,
-    `tasks` at a time."""
+    """(global step, its micro-batches) in the order of `addresses`, made by Ray Data ahead of the training step, `tasks` at a time.
+
+    The tasks want CPUs alone, so Ray places them on nodes without GPUs first, where a cluster has such.
+    """
     import ray.data
-    from ray.data import TaskPoolStrategy
+    from ray.data import ExecutionResources, TaskPoolStrategy
 
     if not addresses:
         return
     blocks = -(-len(addresses) // ADDRESSES_PER_TASK)
     items = [{"address": number} for number in range(len(addresses))]
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
-    dataset.context.execution_options.preserve_order = True
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources.for_limits(object_store_memory=PREFETCH_BYTES)
     dataset = dataset.map(_MakeRow(addresses, make_batch), num_cpus=0.25, compute=TaskPoolStrategy(size=tasks))
     step, batches = addresses[0]["step"], []
     for row in dataset.iter_rows():
