@@ -143,3 +143,5 @@ def test_a_cut_tar_gives_the_good_part_and_one_rejection(tmp_path):
         assert len(items) - 1 >= cut // 1536 - 1  # the last one before the cut may be part of a larger sample
     items = read(webdataset, at(put(tmp_path / "a.tar", whole[:1536] + b"\1" + whole[1537:])))
     assert reasons(items) == ["unreadable_file"]  # a broken header in the middle is not the end
+    items = read(webdataset, at(put(tmp_path / "a.tar", whole[:1536] + bytes(1024) + whole[1536:])))
+    assert reasons(items) == ["unreadable_file"]  # nor is an end mark with more behind it
