@@ -86,7 +86,7 @@ def _cut(chosen: list[Unit], results: list[dict[str, Any]], targets: Sequence[in
     return parts
 
 
-@dataclass
+@dataclass(frozen=True)
 class Share:
     """What a source holds of the mixture after cleaning."""
 
@@ -95,9 +95,8 @@ class Share:
     tokens: int = 0
     image_tokens: int = 0
 
-    def add(self, other: "Share") -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+    def __add__(self, other: "Share") -> "Share":
+        return Share(*(mine + yours for mine, yours in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 SHOWN = 12  # names below one source; the rest is one line
@@ -105,15 +104,12 @@ SHOWN = 12  # names below one source; the rest is one line
 
 def tree(by_source: dict[str, dict[str, Share]]) -> str:
     """A table of {source: {name in it: Share}} as a tree, for people: documents, images, tokens and their share."""
-    total = Share()
-    lines: list[tuple[str, Share]] = []
+    wholes = {source: sum(names.values(), Share()) for source, names in by_source.items()}
+    total = sum(wholes.values(), Share())
+    lines = [("mixture", total)]
     for k, (source, names) in enumerate(by_source.items()):
-        whole = Share()
-        for share in names.values():
-            whole.add(share)
-        total.add(whole)
         last = k == len(by_source) - 1
-        lines.append((f"{'└─' if last else '├─'} {source}", whole))
+        lines.append((f"{'└─' if last else '├─'} {source}", wholes[source]))
         shown = _most(names)
         if len(shown) > 1:
             stem = "   " if last else "│  "
@@ -121,7 +117,6 @@ def tree(by_source: dict[str, dict[str, Share]]) -> str:
                 (f"{stem}{'└─' if n == len(shown) - 1 else '├─'} {name}", share)
                 for n, (name, share) in enumerate(shown)
             ]
-    lines.insert(0, ("mixture", total))
     width = max(len(name) for name, _ in lines)
     header = f"{'':<{width}}  {'documents':>11}  {'images':>11}  {'tokens':>15}  {'of images':>9}  {'share':>7}"
     rows = [
@@ -136,7 +131,5 @@ def _most(names: dict[str, Share]) -> list[tuple[str, Share]]:
     ordered = sorted(names.items(), key=lambda item: (-item[1].tokens, item[0]))
     if len(ordered) <= SHOWN:
         return ordered
-    rest = Share()
-    for _, share in ordered[SHOWN - 1 :]:
-        rest.add(share)
+    rest = sum((share for _, share in ordered[SHOWN - 1 :]), Share())
     return [*ordered[: SHOWN - 1], (f"{len(ordered) - SHOWN + 1} more", rest)]

@@ -2,6 +2,8 @@
 
 import io
 
+from pipelines.mixture import Share
+
 
 def loss_curves(title: str, history: list[dict[str, float]], names: list[str]) -> bytes:
     """PNG of every named loss over steps, each in a panel of its own."""
@@ -16,9 +18,7 @@ def loss_curves(title: str, history: list[dict[str, float]], names: list[str]) -
         panel.set(xlabel="step", ylabel=name)
         panel.grid(alpha=0.3)
     figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return _png(figure)
 
 
 def score_bars(scores: dict[str, dict[str, float]]) -> bytes:
@@ -41,6 +41,27 @@ def score_bars(scores: dict[str, dict[str, float]]) -> bytes:
     panel.set_xticks(range(len(scores)), list(scores))
     panel.set(ylabel="precision@1", ylim=(0, 1))
     panel.legend()
+    return _png(figure)
+
+
+def mixture_bars(mixture: dict[str, dict[str, Share]]) -> bytes:
+    """PNG of the tokens by source, those of text and of images end to end."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    totals = {source: sum(names.values(), Share()) for source, names in reversed(mixture.items())}  # the first on top
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(totals)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    text = [share.tokens - share.image_tokens for share in totals.values()]
+    panel.barh(list(totals), text, label="text")
+    panel.barh(list(totals), [share.image_tokens for share in totals.values()], left=text, label="images")
+    panel.set(xlabel="tokens after cleaning")
+    panel.legend()
+    return _png(figure)
+
+
+def _png(figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

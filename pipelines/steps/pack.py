@@ -14,6 +14,7 @@ from moca_core.rng import generator
 from moca_core.spec import BackboneSpec
 from pipelines.cleaned import CleanedCorpus, Group
 from pipelines.mixture import Share, tree
+from pipelines.plots import mixture_bars
 from pipelines.runner.step import Context, Step
 from pipelines.tables import table_writer
 
@@ -132,8 +133,8 @@ def pack_window(
     for group in windows[number]:
         for document in cleaned.read(group):
             pieces = document_sequences(document, renderer)
-            share = mixture.setdefault(group.source, {}).setdefault(document.source, Share())
-            share.add(share_of(pieces, spec))
+            names = mixture.setdefault(group.source, {})
+            names[document.source] = names.get(document.source, Share()) + share_of(pieces, spec)
             sequences += pieces
     rows = pack_sequences(sequences, spec, config.budget_tokens)
     if rows:
@@ -173,17 +174,19 @@ def add_up(sources: list[str], windows: list[list]) -> dict[str, dict[str, Share
     """{source of the recipe: {name in it: Share}} over all windows."""
     mixture: dict[str, dict[str, Share]] = {source: {} for source in sources}
     for source, name, share in (entry for window in windows for entry in window):
-        mixture[sources[source]].setdefault(name, Share()).add(Share(**share))
+        names = mixture[sources[source]]
+        names[name] = names.get(name, Share()) + Share(**share)
     return mixture
 
 
 def report(context: Context, mixture: dict[str, dict[str, Share]]) -> None:
-    """The mixture on the screen, and in MLflow as a table, a text and a metric for every source."""
+    """The mixture on the screen, and in MLflow as a text, a plot and a metric for every source."""
     text = tree(mixture)
     for line in text.splitlines():
         context.say(line)
-    storage.write_atomic(context.path("mixture.txt"), (text + "\n").encode())
-    context.run.log_artifact(storage.localize(context.path("mixture.txt")))
+    for name, data in (("mixture.txt", f"{text}\n".encode()), ("mixture.png", mixture_bars(mixture))):
+        storage.write_atomic(context.path(name), data)
+        context.run.log_artifact(storage.localize(context.path(name)))
     tokens = {source: sum(share.tokens for share in names.values()) for source, names in mixture.items()}
     context.run.log_metrics(
         {f"mixture/{source}": count / max(1, sum(tokens.values())) for source, count in tokens.items()}
