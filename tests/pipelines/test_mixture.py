@@ -8,7 +8,7 @@ import yaml
 from moca_core import sources as layouts
 from pipelines.mixture import SHOWN, Part, Share, read_mixture, tree, units_needed
 from pipelines.recipe import load_recipe
-from pipelines.sources import Source, check_layouts, check_mixture, names, targets
+from pipelines.sources import Source, check_layouts, check_mixture, digest, names, targets
 
 
 class Reader:
@@ -209,6 +209,7 @@ def test_what_a_source_holds_is_its_identity_and_where_it_lies_is_not(tmp_path):
     for options in ({"limit": 3}, {"weight": 2.0}, {"columns": {"text": "body"}}):
         assert source(path=here.path, **options).identity() != here.identity()
     (tmp_path / "there" / "a.txt").write_text("another text")
+    digest.cache_clear()
     assert here.identity() != there.identity()
     with pytest.raises(ValueError, match=r"no data at .*/nowhere"):
         source(path=f"{tmp_path}/nowhere").identity()
