@@ -107,13 +107,37 @@ def test_images_stand_upright(spec, kind, orientation):
     np.testing.assert_array_equal(patches, patchify(decode(data), spec))
 
 
-def test_unreadable_exif_turns_nothing():
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_unreadable_exif_turns_nothing(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = saved(picture(90, 60), "JPEG", exif=exif)
+    data = saved(picture(90, 60), kind, exif=exif)
     assert header_size(data) == (60, 90)
-    broken = data.replace(b"Exif\0\0MM", b"Exif\0\0XX").replace(b"Exif\0\0II", b"Exif\0\0XX")
+    broken = data.replace(b"MM\0*", b"XX\0*")
     assert broken != data and header_size(broken) == decode(broken).size == (90, 60)
+
+
+def test_pixels_that_belie_the_header_are_refused():
+    """Pillow turns a TIFF by its XMP too, but only as it decodes."""
+    data = saved(picture(90, 60), "TIFF", tiffinfo={700: b'<rdf tiff:Orientation="6"/>'})
+    assert header_size(data) == (90, 60)
+    with pytest.raises(ImageError, match="image_truncated"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError, ZeroDivisionError, AssertionError, AttributeError, struct.error, zlib.error]
+)
+def test_whatever_a_decoder_raises_is_an_image_error(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error("in the depth of a decoder")
+
+    data = png(80, 80)
+    for owner, name in ((Image, "open"), (Image.core, "new")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, fail)
+            with pytest.raises(ImageError, match=f"image_truncated: {error.__name__}"):
+                decode(data)
 
 
 def cmyk():
@@ -235,6 +259,19 @@ def test_large_jpegs_are_decoded_at_a_fraction_that_is_large_enough(spec, monkey
     for side in (580, 590, 1170, 1180, 4000):  # the target is 196
         read_patches(saved(Image.new("RGB", (side, side)), "JPEG"), spec, fast=True)
     assert resized == [(580,) * 2, (295,) * 2, (585,) * 2, (295,) * 2, (500,) * 2]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    resized.clear()
+    read_patches(saved(Image.new("RGB", (1400, 700)), "JPEG", exif=exif), spec, fast=True)
+    assert resized == [(700, 350)]
+
+
+def test_a_fraction_is_not_shifted(spec):
+    """An eighth of 4001 pixels is 501, of which the last holds one."""
+    stripes = (np.arange(4001) // 60 % 2 * 255).astype(np.uint8)
+    data = saved(Image.fromarray(np.broadcast_to(stripes, (4001, 4001))), "JPEG")
+    exact, fast = (read_patches(data, spec, fast=fast).astype(np.int16) for fast in (False, True))
+    assert np.abs(exact - fast).mean() < 3  # 15 without the box
 
 
 def test_the_fast_path_enlarges_exactly(spec):
