@@ -59,7 +59,9 @@ def _run(fn: Callable[[int], dict[str, Any]], units: Any, results_uri: str) -> N
     try:
         units.map(_Unit(fn)).write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
     except RayTaskError as error:
-        raise error.cause from error
+        cause = error.cause
+        cause.args = getattr(cause, "own_args", cause.args)
+        raise cause from error
 
 
 class _Unit:
@@ -70,7 +72,11 @@ class _Unit:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         number = int(row["id"])
-        return {"id": number, "result": json.dumps(self.fn(number), allow_nan=False)}
+        try:
+            return {"id": number, "result": json.dumps(self.fn(number), allow_nan=False)}
+        except Exception as error:
+            error.own_args = error.args  # Ray appends advice on its own settings to them
+            raise
 
 
 def _finished(uri: str) -> dict[int, dict[str, Any]]:
