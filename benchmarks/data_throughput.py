@@ -30,7 +30,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 from moca_core import bootstrap
 from moca_core.data import images as images_module
 from moca_core.data.codec import from_bytes
-from moca_core.data.images import decode, header_size, patchify, read_patches
+from moca_core.data.image_files import decode, header_size
+from moca_core.data.images import patchify, read_patches
 from moca_core.data.render import Renderer, load_tokenizer
 from moca_core.data.rows import pack_contents
 from moca_core.data.schema import PACKED
@@ -274,8 +275,8 @@ def breakdown(run: Callable[[], tuple[int, int]]) -> str:
         timed(ImageFile.ImageFile, "load", seconds),
         timed(Image.Image, "resize", seconds),
         timed(images_module, "patchify", seconds),
-        timed(images_module, "_open", seconds),
-        timed(images_module, "_plain", seconds),
+        timed(images_module, "open_image", seconds),
+        timed(images_module, "plain", seconds),
     ):
         run()
     total = time.process_time() - started

@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from moca_core.bootstrap import train_tokenizer
-from moca_core.data.images import grid_thw, header_size
+from moca_core.data.image_files import header_size
+from moca_core.data.images import grid_thw
 from moca_core.data.packing import pack, pack_evenly
 from moca_core.spec import BackboneSpec
 from pipelines.training.plan import row_plan

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import problem
 from moca_core.types import Content, Segment
 

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer
 
-from moca_core.data.images import grid_thw, header_size
+from moca_core.data.image_files import header_size
+from moca_core.data.images import grid_thw
 from moca_core.spec import BackboneSpec
 from moca_core.types import Content
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from moca_core.data.images import ImageBounds, ImageError, decode
+from moca_core.data.image_files import ImageBounds, ImageError, decode
 from moca_core.data.quality import TextBounds, unwanted
 from moca_core.types import Content, Document, EvalTask, Pair, Rejected, Segment
 

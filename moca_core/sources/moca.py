@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, as_list, as_text
+from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Document, Rejected, Segment
@@ -20,14 +20,17 @@ def list_units(location: Location) -> list[dict]:
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
 
+    def segments(texts: list[str], images: list) -> Iterator[Segment]:
+        yield Segment(text=texts[0])
+        for image, text in zip(images, texts[1:], strict=True):
+            yield Segment(image=as_image(image, "images", location, path))
+            yield Segment(text=text)
+
     def document(row: dict) -> Document:
         texts, images = as_text(row["text"], "text").split(PLACEHOLDER), as_list(row["images"], "images")
         if len(images) != len(texts) - 1:
             reason = "too_few_images" if len(images) < len(texts) - 1 else "too_many_images"
             raise BadRow(reason, f"{len(texts) - 1} placeholders, {len(images)} images")
-        segments = [Segment(text=texts[0])]
-        for image, text in zip(images, texts[1:], strict=True):
-            segments += [Segment(image=as_image(image, "images", location, path)), Segment(text=text)]
-        return Document(folder_name(path), tuple(s for s in segments if s.text != ""))
+        return Document(folder_name(path), gathered(segments(texts, images)))
 
     return read_rows(parquet_rows(location, unit, COLUMNS), document)

@@ -7,7 +7,7 @@ folder does.
 from collections.abc import Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, as_list, as_text
+from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Document, Rejected, Segment
@@ -28,13 +28,12 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
         if len(texts) != len(images) or any((t is None) == (i is None) for t, i in zip(texts, images, strict=True)):
             detail = f"{len(texts)} texts and {len(images)} images; each position needs exactly one of the two"
             raise BadRow("texts_images_mismatch", detail)
-        segments = [
+        segments = (
             Segment(text=as_text(text, "texts"))
             if image is None
             else Segment(image=as_image(image, "images", location, path))
             for text, image in zip(texts, images, strict=True)
-        ]
-        source = as_text(row["source"], "source") or folder_name(path)
-        return Document(source, tuple(s for s in segments if s.text != ""))
+        )
+        return Document(as_text(row["source"], "source") or folder_name(path), gathered(segments))
 
     return read_rows(parquet_rows(location, unit, COLUMNS, optional=("source",)), document)

@@ -3,7 +3,7 @@
 import io
 import struct
 
-from moca_core.data.images import ImageBounds, ImageError, decode
+from moca_core.data.image_files import ImageBounds, ImageError, decode
 from moca_core.sources.fields import BadRow
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from cluster import storage
 from cluster.batch import run_units
 from moca_core import sources
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.quality import TextBounds
 from moca_core.data.schema import CORPUS, GROUPS, KEYS, documents_to_table, keys_to_table
 from moca_core.data.validate import valid_documents

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from cluster import storage
 from cluster.batch import run_units
 from moca_core import sources
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.keys import pair_key
 from moca_core.data.schema import (
     CANDIDATES,

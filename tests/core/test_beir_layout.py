@@ -5,7 +5,7 @@ import pytest
 from layout_files import at, lines, parquet, read, reasons, said
 from samples import png, text
 
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import check_task
 from moca_core.sources import beir, beir_files
 from moca_core.types import Pair, Query, Rejected, Segment

@@ -12,7 +12,7 @@ import pytest
 from samples import image, png, text, words
 
 from moca_core.data.duplicates import WHOLE, CleanRules, find_dropped
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.keys import MIN_TEXT_CHARACTERS, evaluation_keys, keys_of, pair_key, text_key
 from moca_core.data.quality import REASONS, TextBounds, compression, repeated_lines, unwanted
 from moca_core.data.schema import DROPPED, evaluation_keys_to_table, keys_to_table

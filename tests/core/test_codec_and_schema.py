@@ -11,7 +11,7 @@ from samples import CONTENTS, png, row_of, text, words
 
 from moca_core.data import schema
 from moca_core.data.codec import from_bytes, to_bytes
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.masking import mask, next_token
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.validate import check_task, valid_documents, valid_pairs

@@ -14,7 +14,7 @@ import pytest
 from document_files import at, contents, lines, mmc4_row, packed, pdf, put, read, reasons, table, tar
 from samples import png, text
 
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import valid_documents, valid_pairs
 from moca_core.sources import Location, captions, listing, markup, mmc4, obelics, pages, plain_text, rows, webdataset
 from moca_core.sources import pdf as pdf_source

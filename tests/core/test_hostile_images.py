@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from samples import picture
 
-from moca_core.data.images import BYTES_PER_BYTE, BYTES_PER_PX, REASONS, ImageBounds
+from moca_core.data.image_files import BYTES_PER_BYTE, BYTES_PER_PX, REASONS, ImageBounds
 
 KICAD = Path(__file__).resolve().parents[3] / "shared" / "data" / "kicad" / "images"
 MUTANTS = 2000
@@ -34,7 +34,8 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from PIL import ImageStat
-from moca_core.data.images import ImageBounds, ImageError, decode, grid_thw, header_size, patchify, read_patches
+from moca_core.data.image_files import ImageBounds, ImageError, decode, header_size
+from moca_core.data.images import grid_thw, patchify, read_patches
 from moca_core.spec import BackboneSpec
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])

@@ -9,7 +9,7 @@ import pytest
 from layout_files import at, lines, parquet, read, reasons
 from samples import png
 
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import valid_pairs
 from moca_core.sources import beir, mmeb, mmeb_eval, pairing, pairs_jsonl, triplets
 from moca_core.types import Pair, Rejected, Segment, content_id

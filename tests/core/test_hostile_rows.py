@@ -29,7 +29,7 @@ import json, sys, time
 from collections import Counter
 import pyarrow.fs as pafs
 from moca_core import sources
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.schema import documents_to_table, pairs_to_table, rejected_to_table
 from moca_core.data.validate import valid_documents, valid_pairs
 from moca_core.types import Document, Pair, Rejected

@@ -15,17 +15,8 @@ from samples import BOUNDS, picture, png
 from transformers import Qwen2VLImageProcessorPil
 from transformers.image_utils import load_image
 
-from moca_core.data.images import (
-    REASONS,
-    ImageBounds,
-    ImageError,
-    decode,
-    grid_thw,
-    header_size,
-    patchify,
-    read_patches,
-    target_size,
-)
+from moca_core.data.image_files import REASONS, ImageBounds, ImageError, decode, header_size
+from moca_core.data.images import grid_thw, patchify, read_patches, target_size
 from moca_core.model.inputs import add_noise, first_frame, normalise, repeat_in_time
 
 SIDES = [(56, 56), (57, 83), (3, 5), (300, 200), (1, 150), (640, 480), (28, 28), (99, 1000), (141, 42)]

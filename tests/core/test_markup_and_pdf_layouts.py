@@ -8,7 +8,7 @@ from document_files import at, pdf, put, read, reasons
 from PIL import Image
 from samples import picture, png, text
 
-from moca_core.data.images import decode
+from moca_core.data.image_files import decode
 from moca_core.sources import markup
 from moca_core.sources import pdf as pdf_source
 from moca_core.types import Document, Rejected, Segment

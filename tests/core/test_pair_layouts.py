@@ -11,7 +11,7 @@ from layout_files import at, lines, parquet, read, reasons, said
 from samples import png, text
 
 from moca_core import sources
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import check_task, valid_pairs
 from moca_core.sources import listing, mmeb, mmeb_eval, pairs_jsonl, triplets
 from moca_core.sources.pairing import task_name

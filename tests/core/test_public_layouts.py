@@ -10,7 +10,7 @@ import pytest
 from samples import png, text
 
 from moca_core import sources
-from moca_core.data.images import ImageBounds
+from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import valid_documents
 from moca_core.sources import Location, moca, obelics
 from moca_core.types import Document, Rejected, Segment

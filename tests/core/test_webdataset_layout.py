@@ -9,7 +9,7 @@ from document_files import at, contents, mmc4_row, packed, put, read, reasons, t
 from PIL import Image
 from samples import picture, png, text
 
-from moca_core.data.images import decode
+from moca_core.data.image_files import decode
 from moca_core.sources import webdataset
 from moca_core.types import Segment
 
