@@ -236,7 +236,8 @@ def test_length_is_bounded_from_both_sides_and_an_image_needs_no_text():
 def test_measures_of_repetition():
     assert repeated_lines("aa\n  aa \nbbb\n\n\n") == pytest.approx(2 / 7) and repeated_lines("") == 0
     assert compression("ab" * 5000) > 50 and compression(TEXTS["english"]) < 6
-    assert compression("汉" * 10**6) > 50  # of the beginning alone
+    assert compression("汉" * 10**6) > 50
+    assert compression(prose("english", 70_000) + "x" * 10**6) < 6  # of the beginning alone
 
 
 GOOD, BAD, MISSING = png(60, 60), b"no image", b""
