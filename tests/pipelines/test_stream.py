@@ -12,9 +12,9 @@ import pytest
 
 from cluster import storage
 from moca_core.data.image_files import ImageBounds
-from moca_core.data.masking import IGNORED
+from moca_core.data.masking import IGNORED, mask
 from moca_core.data.render import Renderer, load_tokenizer
-from moca_core.data.rows import document_sequences, pack_sequences
+from moca_core.data.rows import document_sequences, pack_sequences, packed_row
 from moca_core.data.schema import PACKED
 from moca_core.data.validate import valid_documents
 from moca_core.spec import BackboneSpec
@@ -55,6 +55,7 @@ class Packed:
             self.rows_per_file.append(len(rows))
             with table_writer(self.files[-1], PACKED, 1) as writer:
                 writer.write(pa.Table.from_pylist(rows, schema=PACKED))
+        self.pieces = {piece["piece_id"]: piece for piece in pieces}
         self.names = {tuple(piece["input_ids"].tolist()): piece["piece_id"] for piece in pieces}
         assert len(self.names) == len(pieces)
 
@@ -129,6 +130,18 @@ def test_masks_are_new_in_every_epoch_and_about_as_many_as_asked_for(packed: Pac
     assert (
         0.2 < (labels != IGNORED).mean() < 0.4 and 0.4 < groups.mean() < 0.6
     )  # image and special tokens are no labels
+
+
+def test_a_mask_is_that_of_its_sequence_alone(packed: Packed, alone) -> None:
+    """Whatever else is in the pack."""
+    several = [(names, masks) for step in range(7) for names, ((masks, *_),) in alone[step].items() if len(names) > 1]
+    assert several  # and all of the first epoch
+    for name, (labels, groups) in ((n, m) for names, masks in several for n, m in zip(names, masks, strict=True)):
+        row = packed_row([packed.pieces[name]], packed.spec)
+        drawn = mask(
+            row, packed.spec, seed=CONFIG.seed, epoch=0, mlm_ratio=CONFIG.mlm_ratio, mae_ratio=CONFIG.mae_ratio
+        )
+        assert (labels, groups) == (drawn.labels.tobytes(), drawn.masked_groups.tobytes())
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
