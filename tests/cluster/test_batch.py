@@ -142,8 +142,8 @@ print("said", run_units(unit, count, state_uri=state, say=print))
 """
 
 
-def test_a_driver_that_is_killed_repeats_only_what_was_in_flight(s3: str, tmp_path: Path) -> None:
-    state = storage.join(s3, "killed-driver")
+def test_a_driver_that_is_killed_repeats_only_what_was_in_flight(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
     for name in ("log", "done"):
         (tmp_path / name).mkdir()
     command = [sys.executable, "-c", DRIVER, str(tmp_path), state, "24"]

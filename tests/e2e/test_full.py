@@ -186,7 +186,8 @@ def test_the_cause_of_a_failing_data_task_reaches_the_user(tmp_path):
     stopped = pipeline("--until", "corpus", "--root", str(tmp_path / "root"), "--set", source)
     assert stopped.code == 1
     assert re.search(
-        r"error: step corpus failed: .*documents.parquet: no column texts for 'texts'; it has text, images", stopped.output
+        r"error: step corpus failed: .*documents.parquet: no column texts for 'texts'; it has text, images",
+        stopped.output,
     )
 
 
