@@ -1,5 +1,6 @@
 """A source as a recipe names it: a layout, where the data lies and how much of it. What it holds is its identity, where it lies is not."""
 
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import ModuleType
@@ -7,6 +8,8 @@ from typing import Any
 
 from cluster import storage
 from moca_core import sources
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ def digest(uri: str) -> str:
         return storage.digest(uri)
     except OSError as error:
         raise ValueError(f"source {uri} cannot be read: {error}") from None
+    except ValueError as error:
+        if HUB_NAME.fullmatch(uri) and not storage.exists(uri):
+            raise ValueError(
+                f"{error}; for the dataset of that name on the Hugging Face Hub write hf://{uri}"
+            ) from None
+        raise
 
 
 def check_layouts(name: str, given: tuple[Source, ...], registry: dict[str, str]) -> None:

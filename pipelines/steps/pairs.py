@@ -171,10 +171,12 @@ def not_held_out(entries: Iterator[Pair | Rejected], known: set[bytes]) -> Itera
 
 
 def used_files(part: Part) -> Iterator[tuple[str, str, int]]:
-    """(task, file, rows of it) of a part; what a limit cuts off is cut off every task alike."""
+    """(task, file, rows of it) of a part; what a limit cuts off is cut off every task alike, and no row more."""
+    used, left = part.used, part.result["rows"]
     for name, rows in part.result["tasks"].items():
-        if used := rows * part.used // part.result["rows"]:
-            yield name, task_file(name, part.number), used
+        if share := used * rows // left:
+            yield name, task_file(name, part.number), share
+        used, left = used - share, left - rows
 
 
 def task_file(task: str, number: int) -> str:

@@ -9,6 +9,7 @@ from moca_core import sources as layouts
 from pipelines.mixture import SHOWN, Part, Share, read_mixture, tree, units_needed
 from pipelines.recipe import load_recipe
 from pipelines.sources import Source, check_layouts, check_mixture, digest, names, targets
+from pipelines.steps.pairs import used_files
 
 
 class Reader:
@@ -289,3 +290,21 @@ def test_the_tree_adds_up_and_names_every_source():
     assert int(rows[f"{20 - SHOWN + 1} more"][-3]) == sum(range(20 - SHOWN + 1))
     assert len({len(line) for line in printed.splitlines()}) == 1
     assert tree({}).splitlines()[1].split() == ["mixture", "0", "0", "0", "0.0%", "0.0%"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "used", "shares"),
+    [
+        ({"a": 39, "b": 1}, 10, {"a": 9, "b": 1}),
+        ({"a": 1, "b": 1}, 1, {"b": 1}),
+        ({"a": 4, "b": 4}, 8, {"a": 4, "b": 4}),
+    ],
+)
+def test_a_limit_cuts_the_tasks_of_a_part_alike_and_loses_no_row(tasks, used, shares):
+    part = Part(3, 0, used, {"rows": sum(tasks.values()), "tasks": tasks})
+    assert {name: rows for name, _, rows in used_files(part)} == shares
+
+
+def test_a_name_of_the_hub_without_its_scheme_is_pointed_to():
+    with pytest.raises(ValueError, match=r"write hf://owner/a-dataset"):
+        Source("text", "owner/a-dataset").identity()
