@@ -142,6 +142,7 @@ print("said", run_units(unit, count, state_uri=state, say=print))
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_repeats_only_what_was_in_flight(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     for name in ("log", "done"):
