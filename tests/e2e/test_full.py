@@ -9,7 +9,6 @@ from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from tests.e2e.conftest import KICAD, REJECTED, ROOT, broken_corpus, pipeline, png
 
