@@ -42,6 +42,14 @@ class CleanedCorpus:
     def groups(self) -> list[Group]:
         return [Group(**row) for row in read_table(storage.join(self.corpus_uri, "groups.parquet")).to_pylist()]
 
+    def dropped_documents(self) -> int:
+        """How many documents were taken out as a whole."""
+        whole = [
+            read_table(storage.join(self.clean_uri, name), ["part", "row"], pc.field("segment") == WHOLE)
+            for name in self.dropped
+        ]
+        return len({(row["part"], row["row"]) for table in whole for row in table.to_pylist()})
+
     def read(self, group: Group) -> Iterator[Document]:
         """What is left of the group's documents."""
         gone = {name: _dropped_of(storage.join(self.clean_uri, name), group.part) for name in self.dropped}

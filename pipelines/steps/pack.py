@@ -54,7 +54,7 @@ def pack_step(config: PackConfig) -> Step:
 
 
 def run(context: Context) -> dict:
-    """Result: {"files": [[path, rows]], "index": path, "rows", "pieces", "tokens", "image_tokens", "fill", "cost_flops",
+    """Result: {"files": [[path, rows]], "index": path, "rows", "pieces", "tokens", "image_tokens", "cost_flops", "emptied", "fill",
     "mixture": {source: {name: share}}}."""
     config: PackConfig = context.config
     corpus, base = context.inputs["corpus"], context.inputs["base"]
@@ -87,6 +87,10 @@ def run(context: Context) -> dict:
     }
     if not totals["rows"]:
         raise ValueError("pack: the cleaning left no document; see the counts of the clean step")
+    documents = sum(share.documents for names in mixture.values() for share in names.values())
+    emptied = corpus.result["documents"] - cleaned.dropped_documents() - documents
+    if emptied:
+        context.say(f"{emptied} documents had nothing but images that the cleaning took out")
     fill = totals["tokens"] / (totals["rows"] * config.budget_tokens)
     context.say(f"{totals['rows']} rows of {config.budget_tokens} tokens, {fill:.1%} full")
     if fill < MIN_FILL:
@@ -99,6 +103,7 @@ def run(context: Context) -> dict:
         "rows_per_group": ROWS_PER_GROUP,
         "index": "index.parquet",
         **totals,
+        "emptied": emptied,
         "fill": fill,
         "mixture": plain,
     }
