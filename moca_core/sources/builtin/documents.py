@@ -5,6 +5,7 @@ name alone, so units can be read in any order and by any number of processes. He
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ def list_units(location: None = None) -> list[dict[str, Any]]:
 
 def read_unit(location: None, unit: dict[str, Any]) -> Iterator[Document]:
     """The documents of one unit: about 260 of a package, 200 with plots, or all 500 with digits."""
+    for number, entry in enumerate(_documents(unit)):
+        yield replace(entry, where=f"builtin {' '.join(map(str, unit.values()))} row {number}")
+
+
+def _documents(unit: dict[str, Any]) -> Iterator[Document]:
     if unit["kind"] == "package":
         yield from _package_documents(unit["package"])
     elif unit["kind"] == "plots":

@@ -11,6 +11,7 @@ training does share with it are the ten names of the digits and the words of the
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from moca_core.sources.builtin.digits import NAMES, digit_image, held_out_digits, training_digits
@@ -53,6 +54,11 @@ def list_units(location: None = None) -> list[dict[str, Any]]:
 
 def read_pairs(location: None, unit: dict[str, Any]) -> Iterator[Pair]:
     """The training pairs of one unit; those of a package are of two tasks, one after the other."""
+    for number, entry in enumerate(_pairs(unit)):
+        yield replace(entry, where=f"builtin {' '.join(map(str, unit.values()))} row {number}")
+
+
+def _pairs(unit: dict[str, Any]) -> Iterator[Pair]:
     if unit["kind"] == "package":
         entries = training_entries(unit["package"])
         yield from _text_pairs(entries[:TEXTS_PER_PACKAGE])
