@@ -138,6 +138,7 @@ def test_a_job_leaves_its_record_and_the_same_job_skips(cluster, corpus: Path, t
     assert json.loads(path.read_text()) == record
 
 
+@pytest.mark.slow
 def test_a_job_whose_step_fails_fails(cluster, corpus: Path, tmp_path: Path) -> None:
     code, output = submit(cluster, tmp_path, corpus, "moca")  # a layout with other columns
     assert code != 0
