@@ -7,19 +7,27 @@ the model gets one attention function that reads `cu_seqlens`: the flash kernel 
 """
 
 from inspect import signature
+from typing import Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+Attention = Literal["bidirectional", "causal"]
+
 IMPLEMENTATION = "moca_flash_varlen"  # transformers hands cu_seqlens to the vision tower only if "flash" is in the name
 
 
-def make_bidirectional(model: PreTrainedModel) -> None:
-    """Every token of a sequence sees every other one from now on, also after saving and loading with transformers."""
-    model.config.get_text_config().is_causal = False
-    model.config.is_causal = False  # serving engines read the top level
+def set_attention(model: PreTrainedModel, kind: Attention) -> None:
+    """Which tokens of its sequence a token sees from now on, also after saving and loading with transformers."""
+    model.config.get_text_config().is_causal = kind == "causal"
+    model.config.is_causal = kind == "causal"  # serving engines read the top level
+
+
+def attention_of(model: PreTrainedModel) -> Attention:
+    """What the model's config declares; one that says nothing is an ordinary causal model."""
+    return "causal" if getattr(model.config.get_text_config(), "is_causal", True) else "bidirectional"
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:

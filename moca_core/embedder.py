@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moca_core.attention import make_bidirectional
+from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Rendered, Renderer, load_tokenizer
@@ -44,7 +44,7 @@ class Embedder:
         )  # the flash kernel needs 16 bit
         self.spec = read_spec(folder)
         model = load_backbone(folder, dtype).to(self.device).eval()
-        make_bidirectional(model)
+        set_attention(model, "bidirectional")
         self.encoder = Encoder(model.model, self.spec)
         longest = max_tokens or max(exported_length(folder), self.spec.max_image_tokens + 2)
         self.renderer = Renderer(load_tokenizer(str(Path(folder) / "tokenizer.json")), self.spec, longest)

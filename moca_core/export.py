@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from moca_core.attention import make_bidirectional
+from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone, save_backbone
 from moca_core.spec import MASK_TOKEN, BackboneSpec
 
@@ -28,7 +28,7 @@ def export_model(model_folder: str, out: str, spec: BackboneSpec, *, max_tokens:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     model = load_backbone(model_folder, dtype)
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     weights = model.state_dict()
     weights.pop("lm_head.weight", None)  # an embedding model needs no language head
     save_backbone(model, out, weights)

@@ -95,7 +95,7 @@ def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, flo
 def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the bidirectional model, its objective over all ranks, and this rank's stream of pairs."""
     from cluster import collectives
-    from moca_core.attention import make_bidirectional
+    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone
     from moca_core.objective.contrastive import Contrastive, Gather
     from pipelines.training.job import run_training
@@ -103,7 +103,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     config: FinetuneConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
     objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)
 

@@ -81,7 +81,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model made bidirectional, its objective, and this rank's stream of masked rows."""
     import torch
 
-    from moca_core.attention import make_bidirectional
+    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone
     from moca_core.objective.pretraining import MaskedModelling
     from pipelines.training.job import run_training
@@ -89,7 +89,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     config: PretrainConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     torch.manual_seed(config.seed)  # the MAE projection is new, and equal on all ranks
     objective = MaskedModelling(
         model, spec, mae_weight=config.mae_weight, shift=config.shift, normalise_patches=config.normalise_patches

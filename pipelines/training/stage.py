@@ -57,14 +57,14 @@ def train_stage(
 def write_model(checkpoint_uri: str, start_model: str, uri: str) -> None:
     """ZeRO shards to a Hugging Face folder: the trained weights, everything else from the folder that training started from."""
     from cluster.checkpoint import consolidate
-    from moca_core.attention import make_bidirectional
+    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.folder import copy_processor
 
     start = storage.localize(start_model)
     weights = trained_weights(consolidate(storage.localize(checkpoint_uri)))
     model = load_backbone(start)
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(model, folder, weights)
         copy_processor(start, folder)

@@ -8,7 +8,7 @@ import torch
 from samples import CONTENTS, parts, plain_inputs, plain_model, row_of, stream_of, text, words
 from transformers import AutoModel
 
-from moca_core.attention import IMPLEMENTATION, make_bidirectional, packed_attention
+from moca_core.attention import IMPLEMENTATION, packed_attention, set_attention
 from moca_core.backbone import load_backbone, save_backbone
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Renderer
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def encoder(folder, causal):
     model = load_backbone(folder).eval()
     if not causal:
-        make_bidirectional(model)
+        set_attention(model, "bidirectional")
     return Encoder(model.model, read_spec(folder))
 
 
@@ -64,7 +64,7 @@ def test_last_token_moves_the_first_state_only_after_conversion(any_folder, impl
         return (states[0] - states[1]).abs().max().item()
 
     assert moves() == 0
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     assert moves() > 1e-3
 
 
@@ -80,7 +80,7 @@ def test_last_token_moves_the_first_state_only_after_conversion_in_a_pack(any_fo
 
 def test_conversion_survives_saving_and_loading(folder, tmp_path):
     model = load_backbone(folder)
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     save_backbone(model, str(tmp_path))
     again = AutoModel.from_pretrained(tmp_path).eval()
     assert again.config._attn_implementation != IMPLEMENTATION

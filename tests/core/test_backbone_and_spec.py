@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from moca_core.attention import IMPLEMENTATION, make_bidirectional
+from moca_core.attention import IMPLEMENTATION, set_attention
 from moca_core.backbone import load_backbone, save_backbone, trained_weights
 from moca_core.bootstrap import TinyConfig, create
 from moca_core.data.render import load_tokenizer
@@ -95,7 +95,7 @@ def test_loading_in_half_precision(folder):
 
 def test_conversion_writes_both_flags(folder, tmp_path):
     model = load_backbone(folder)
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     save_backbone(model, str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["is_causal"] is False and config["text_config"]["is_causal"] is False

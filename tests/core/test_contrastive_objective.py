@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from samples import image, text, words
 
-from moca_core.attention import make_bidirectional
+from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
@@ -39,7 +39,7 @@ def renderer_of(folder):
 
 def objective(folder, **options):
     model = load_backbone(folder)
-    make_bidirectional(model)
+    set_attention(model, "bidirectional")
     return Contrastive(model, read_spec(folder), **options)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from samples import image, stream_of, text
 
-from moca_core.attention import make_bidirectional
+from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.model.encoder import Encoder
 from moca_core.model.inputs import to_device
@@ -21,7 +21,7 @@ CONTENTS = [
 def encoder(folder, spec, device, dtype, bidirectional=True):
     model = load_backbone(folder, dtype).to(device)
     if bidirectional:
-        make_bidirectional(model)
+        set_attention(model, "bidirectional")
     return Encoder(model.model, spec)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from samples import CONTENTS, image, row_of, text, words
 
-from moca_core.attention import make_bidirectional
+from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.data.masking import mask, next_token
 from moca_core.data.rows import packed_row, sequence_row
@@ -18,7 +18,7 @@ from moca_core.objective.pretraining import MaskedModelling
 def objective(folder, spec, seed=0, causal=False, **options):
     model = load_backbone(folder)
     if not causal:
-        make_bidirectional(model)
+        set_attention(model, "bidirectional")
     torch.manual_seed(seed)
     return MaskedModelling(model, spec, **options)
 
