@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModel
 
 from moca_core import bootstrap
+from moca_core.attention import set_attention
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Rendered
 from moca_core.data.rows import pack_contents, packed_row, sequence_row
@@ -94,7 +95,8 @@ def main() -> None:
         model = (
             AutoModel.from_pretrained(options.model or folder, attn_implementation="sdpa").eval().to(embedder.device)
         )
-        model.config.get_text_config().is_causal = False
+        for network in (model, embedder.encoder.backbone):
+            set_attention(network, "bidirectional")
     rendered = [embedder.renderer.first(content) for content in contents]
     tokens = sum(map(len, rendered))
     ours, (theirs, padded_tokens) = packed(embedder, rendered), padded(model, embedder, rendered)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moca_core.attention import set_attention
+from moca_core.attention import attention_of
 from moca_core.backbone import load_backbone
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Rendered, Renderer, load_tokenizer
@@ -21,7 +21,9 @@ WINDOW = 1024  # contents rendered and packed together: bounds the memory, not t
 
 
 class Embedder:
-    """Encodes contents, checked beforehand (data/validate.py), with the bidirectional, mean-pooled model in `folder`.
+    """Encodes contents, checked beforehand (data/validate.py), with the model in `folder`, mean-pooled.
+
+    `attention` is what the folder declares, and nothing here changes it: a base model is read as the causal model that it is.
 
     Args:
         max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image. Default: what the folder was
@@ -44,7 +46,7 @@ class Embedder:
         )  # the flash kernel needs 16 bit
         self.spec = read_spec(folder)
         model = load_backbone(folder, dtype).to(self.device).eval()
-        set_attention(model, "bidirectional")
+        self.attention = attention_of(model)
         self.encoder = Encoder(model.model, self.spec)
         longest = max_tokens or max(exported_length(folder), self.spec.max_image_tokens + 2)
         self.renderer = Renderer(load_tokenizer(str(Path(folder) / "tokenizer.json")), self.spec, longest)

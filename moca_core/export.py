@@ -1,7 +1,7 @@
 """Export: one folder that transformers.AutoModel and sentence_transformers.SentenceTransformer load as the trained encoder.
 
-The layout is what readers of these versions really need: weights under the names of `ForConditionalGeneration`, `is_causal` off
-at the top level and in the text config, mean pooling and normalising as sentence-transformers modules, and a chat template
+The layout is what readers of these versions really need: weights under the names of `ForConditionalGeneration`, `is_causal` at
+the top level and in the text config, mean pooling and normalising as sentence-transformers modules, and a chat template
 that renders exactly what training rendered.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from moca_core.attention import set_attention
+from moca_core.attention import attention_of, set_attention
 from moca_core.backbone import load_backbone, save_backbone
 from moca_core.spec import MASK_TOKEN, BackboneSpec
 
@@ -24,11 +24,11 @@ CHAT_TEMPLATE = (
 
 
 def export_model(model_folder: str, out: str, spec: BackboneSpec, *, max_tokens: int, dtype: torch.dtype) -> None:
-    """Writes the finished folder. `max_tokens` is the longest sequence that the readers will take."""
+    """Writes the finished folder, with the attention of the trained one. `max_tokens` is the longest sequence of its readers."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     model = load_backbone(model_folder, dtype)
-    set_attention(model, "bidirectional")
+    set_attention(model, attention_of(model))  # said at both levels, also where the trained folder says nothing
     weights = model.state_dict()
     weights.pop("lm_head.weight", None)  # an embedding model needs no language head
     save_backbone(model, out, weights)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from moca_core.attention import Attention, attention_of
 from moca_core.embedder import Embedder
 from moca_core.types import Content
 
@@ -20,7 +21,7 @@ def check_export(folder: str, trained: Embedder, contents: list[Content]) -> dic
     """The lowest cosine, per reader, between the trained model's vectors and those that the reader computes from `folder`.
 
     Readers: this project's packed encoder, and sentence-transformers (transformers' AutoModel and processor, sdpa attention, padded
-    batches). Raises ParityError where one is below MIN_COSINE, or where attention is not bidirectional.
+    batches). Raises ParityError where one is below MIN_COSINE, or where attention is not that of the trained model.
     """
     reference = trained.encode(contents)
     readers = {
@@ -31,7 +32,7 @@ def check_export(folder: str, trained: Embedder, contents: list[Content]) -> dic
     low = {name: cosine for name, cosine in lowest.items() if not cosine >= MIN_COSINE}
     if low:
         raise ParityError(f"{folder}: cosine to the trained model {low}, at least {MIN_COSINE} is needed")
-    check_bidirectional(folder)
+    check_attention(folder, trained.attention)
     return lowest
 
 
@@ -54,14 +55,23 @@ def as_message(content: Content) -> list[dict]:
 
 
 @torch.inference_mode()
-def check_bidirectional(folder: str) -> None:
-    """Raises ParityError unless the last token of a text moves its first hidden state in a plain AutoModel."""
+def check_attention(folder: str, trained: Attention) -> None:
+    """Raises ParityError unless a plain AutoModel attends as the model was trained to, and the folder says so to every reader.
+
+    Cosines alone do not tell: contents of one token are the same both ways. The last token of a text moves its first hidden
+    state if and only if attention is bidirectional.
+    """
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder).eval()
+    serving = "causal" if getattr(model.config, "is_causal", True) else "bidirectional"  # what serving engines read
+    for place, declared in (("config.json", serving), ("its text_config", attention_of(model))):
+        if declared != trained:
+            raise ParityError(f"{folder}: {place} declares {declared} attention, the trained model's is {trained}")
     ids = torch.arange(1, 9)[None]
     other = ids.clone()
     other[0, -1] += 1
     first, moved = (model(input_ids=x).last_hidden_state[0, 0] for x in (ids, other))
-    if torch.equal(first, moved):
-        raise ParityError(f"{folder}: attention is still causal, the last token does not reach the first")
+    found = "causal" if torch.equal(first, moved) else "bidirectional"
+    if found != trained:
+        raise ParityError(f"{folder}: attention is {found} in transformers, the trained model's is {trained}")

@@ -1,4 +1,4 @@
-"""Vectors do not depend on company, and the exported folder computes the same ones in other libraries."""
+"""Vectors do not depend on company, and the exported folder computes the same ones, with the same attention, in other libraries."""
 
 import io
 import json
@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 from samples import CONTENTS, image, plain_inputs, plain_model, text, words
 from transformers import AutoModel, AutoTokenizer
 
+from moca_core.attention import set_attention
+from moca_core.backbone import load_backbone, save_backbone
 from moca_core.embedder import Embedder
 from moca_core.export import export_model
-from moca_core.parity import ParityError, check_bidirectional, check_export, encode_with_sentence_transformers
+from moca_core.folder import copy_processor
+from moca_core.parity import ParityError, check_attention, check_export, encode_with_sentence_transformers
 from moca_core.spec import read_spec
 
 BOTH_ORDERS = (
@@ -26,15 +29,29 @@ BOTH_ORDERS = (
 )
 
 
-@pytest.fixture(scope="module")
-def embedder(folder):
-    return Embedder(folder, device="cpu")
+def write_trained(start, out, attention):
+    """A model folder as a training stage leaves it: everything of `start`, and an attention of its own."""
+    model = load_backbone(start)
+    set_attention(model, attention)
+    save_backbone(model, out)
+    copy_processor(start, out)
+    return str(out)
 
 
 @pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
+def trained(folder, tmp_path_factory):
+    return write_trained(folder, tmp_path_factory.mktemp("trained"), "bidirectional")
+
+
+@pytest.fixture(scope="module")
+def embedder(trained):
+    return Embedder(trained, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("exported"))
-    export_model(folder, out, read_spec(folder), max_tokens=512, dtype=torch.float32)
+    export_model(trained, out, read_spec(trained), max_tokens=512, dtype=torch.float32)
     return out
 
 
@@ -49,11 +66,15 @@ def lowest_cosine(a, b):
     return float((a * b).sum(1).min())
 
 
+@pytest.mark.parametrize("attention", ["bidirectional", "causal", None])
 @torch.no_grad()
-def test_vectors_are_the_mean_of_a_plain_bidirectional_forward(any_folder):
-    embedder = Embedder(any_folder, device="cpu")
+def test_vectors_are_the_mean_of_a_plain_forward_with_the_folder_s_attention(any_folder, attention, tmp_path):
+    """None is a checkpoint that declares nothing, as every base model: it is causal, and is read as that."""
+    given = write_trained(any_folder, tmp_path, attention) if attention else any_folder
+    embedder = Embedder(given, device="cpu")
+    assert embedder.attention == (attention or "causal")
     vectors = embedder.encode(CONTENTS)
-    model = plain_model(any_folder, False)
+    model = plain_model(any_folder, attention != "bidirectional")
     for vector, content in zip(vectors, CONTENTS, strict=True):
         inputs = plain_inputs(embedder.renderer.first(content), any_folder, embedder.spec)
         mean = model(**inputs, use_cache=False).last_hidden_state[0].mean(0)
@@ -61,13 +82,13 @@ def test_vectors_are_the_mean_of_a_plain_bidirectional_forward(any_folder):
     assert vectors.shape == (5, embedder.dimension) and vectors.dtype == np.float32
 
 
-def test_company_and_order_never_change_a_vector(folder, embedder, monkeypatch):
+def test_company_and_order_never_change_a_vector(trained, embedder, monkeypatch):
     contents = [*CONTENTS, *BOTH_ORDERS] * 2
     alone = np.concatenate([embedder.encode([c]) for c in contents])
     together = embedder.encode(contents)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(embedder.encode(contents[::-1])[::-1], alone, atol=1e-5)
-    small = Embedder(folder, device="cpu", max_tokens=300, pack_tokens=1)
+    small = Embedder(trained, device="cpu", max_tokens=300, pack_tokens=1)
     assert small.pack_tokens == 300
     np.testing.assert_allclose(small.encode(contents), alone, atol=1e-5)
     monkeypatch.setattr("moca_core.embedder.WINDOW", 3)
@@ -170,10 +191,11 @@ def disturb(folder, part):
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def make_causal(folder):
+def declare_causal(folder, *levels):
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["is_causal"] = config["text_config"]["is_causal"] = True
+    for level in levels:
+        (config["text_config"] if level == "text_config" else config)["is_causal"] = True
     path.write_text(json.dumps(config))
 
 
@@ -184,15 +206,58 @@ def test_check_export_holds_back_disturbed_weights(exported_copy, embedder, part
         check_export(str(exported_copy), embedder, list(BOTH_ORDERS))
 
 
-def test_check_export_holds_back_a_causal_folder(exported_copy, embedder):
-    check_bidirectional(str(exported_copy))
-    make_causal(exported_copy)
-    with pytest.raises(ParityError):
+def test_check_export_holds_back_another_attention(exported_copy, embedder):
+    check_attention(str(exported_copy), "bidirectional")
+    with pytest.raises(ParityError, match="declares bidirectional attention, the trained model's is causal"):
+        check_attention(str(exported_copy), "causal")
+    declare_causal(exported_copy, "config", "text_config")
+    with pytest.raises(ParityError, match="cosine to the trained model"):
         check_export(str(exported_copy), embedder, list(BOTH_ORDERS))
-    with pytest.raises(ParityError, match="still causal"):
-        check_bidirectional(str(exported_copy))
-    with pytest.raises(ParityError, match="still causal"):  # contents of one token look alike both ways
+    with pytest.raises(ParityError, match="declares causal attention, the trained model's is bidirectional"):
+        check_export(str(exported_copy), embedder, [(text("a"),)])  # contents of one token look alike both ways
+
+
+@pytest.mark.parametrize("level", ["config", "text_config"])
+def test_check_export_holds_back_a_folder_whose_levels_disagree(exported_copy, embedder, level):
+    """Serving engines read the top level, transformers the other."""
+    declare_causal(exported_copy, level)
+    with pytest.raises(ParityError, match="declares causal attention, the trained model's is bidirectional"):
         check_export(str(exported_copy), embedder, [(text("a"),)])
+
+
+def test_check_attention_believes_behaviour_alone(exported, monkeypatch):
+    """A transformers that no longer obeys what the folder says."""
+    from transformers import AutoModel
+
+    load = AutoModel.from_pretrained
+
+    def disobedient(folder):
+        model = load(folder)
+        forward = model.forward
+
+        def causal_forward(**inputs):
+            model.config.get_text_config().is_causal = True
+            return forward(**inputs)
+
+        model.forward = causal_forward
+        return model
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", disobedient)
+    with pytest.raises(ParityError, match="attention is causal in transformers, the trained model's is bidirectional"):
+        check_attention(exported, "bidirectional")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_causal_model_is_exported_as_one(folder, tmp_path, declared):
+    """Also where the folder says nothing: the exported one says it at both levels."""
+    given = write_trained(folder, tmp_path / "given", "causal") if declared else folder
+    causal, out = Embedder(given, device="cpu"), str(tmp_path / "out")
+    export_model(given, out, read_spec(given), max_tokens=512, dtype=torch.float32)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["is_causal"] is True and config["text_config"]["is_causal"] is True
+    assert min(check_export(out, causal, list(BOTH_ORDERS)).values()) >= 0.9999
+    with pytest.raises(ParityError, match="declares causal attention, the trained model's is bidirectional"):
+        check_attention(out, "bidirectional")
 
 
 def test_check_export_holds_back_another_template_or_pooling(exported_copy, embedder):
@@ -209,8 +274,9 @@ def test_check_export_holds_back_another_template_or_pooling(exported_copy, embe
 
 
 def test_qwen2_vl_exports_too(qwen2_folder, tmp_path):
-    export_model(qwen2_folder, str(tmp_path), read_spec(qwen2_folder), max_tokens=512, dtype=torch.float32)
-    lowest = check_export(str(tmp_path), Embedder(qwen2_folder, device="cpu"), list(BOTH_ORDERS))
+    given, out = write_trained(qwen2_folder, tmp_path / "given", "bidirectional"), str(tmp_path / "out")
+    export_model(given, out, read_spec(given), max_tokens=512, dtype=torch.float32)
+    lowest = check_export(out, Embedder(given, device="cpu"), list(BOTH_ORDERS))
     assert min(lowest.values()) >= 0.9999
 
 
