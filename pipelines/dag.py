@@ -2,9 +2,13 @@
 
 corpus ──▶ clean ──▶ base ──▶ pack ──▶ pretrain ──▶ finetune ──▶ evaluate ──▶ export
 pairs ───────▲────────────────────────────────────────▲
+
+What the exported model does not need is left out: `pretrain.steps=0` lets fine-tuning start from the base model, and with it go
+`pack`, and `corpus` and `clean` where the base model is not made from them.
 """
 
 from pipelines.recipe import Recipe
+from pipelines.runner.plan import needed
 from pipelines.runner.step import Step
 from pipelines.steps.base import base_step
 from pipelines.steps.clean import clean_step
@@ -18,6 +22,22 @@ from pipelines.steps.pretrain import pretrain_step
 
 
 def build(recipe: Recipe) -> list[Step]:
+    """The steps that lead to the exported model."""
+    steps = every_step(recipe)
+    wanted = needed({step.name: step for step in steps}, "export")
+    return [step for step in steps if step.name in wanted]
+
+
+def left_out(recipe: Recipe) -> dict[str, str]:
+    """{step: the setting that leaves it out} of the other steps."""
+    built = {step.name for step in build(recipe)}
+    return {
+        step.name: f"pretrain.steps={recipe.pretrain.steps}" for step in every_step(recipe) if step.name not in built
+    }
+
+
+def every_step(recipe: Recipe) -> list[Step]:
+    stages = ("base", "pretrain", "finetune") if recipe.pretrain.steps else ("base", "finetune")
     return [
         corpus_step(recipe.corpus),  # documents: read, validated
         pairs_step(recipe.pairs),  # pairs and evaluation tasks: read, validated
@@ -25,7 +45,7 @@ def build(recipe: Recipe) -> list[Step]:
         base_step(recipe.base),  # the causal model to start from, and its tokenizer
         pack_step(recipe.pack),  # documents as token rows of one budget
         pretrain_step(recipe.pretrain),  # bidirectional, MLM + MAE
-        finetune_step(recipe.finetune),  # contrastive
-        evaluate_step(recipe.evaluate),  # against chance and the model before training
-        export_step(recipe.export),  # one folder for everybody
+        finetune_step(recipe.finetune, start=stages[-2]),  # contrastive
+        evaluate_step(recipe.evaluate, stages),  # against chance and the model before training
+        export_step(recipe.export, stages),  # one folder for everybody
     ]

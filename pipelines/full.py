@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from cluster import storage, tracking
-from pipelines.dag import build
+from pipelines.dag import build, left_out
 from pipelines.recipe import RECIPES, load_recipe
 from pipelines.runner.plan import Planned, make_plan
 from pipelines.runner.record import Artifact
@@ -27,12 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.recipe, options.set)
         root = resolve_root(options.root, options.recipe)
+        absent = left_out(recipe)
+        if options.until in absent:
+            raise ValueError(f"--until {options.until}: {absent[options.until]} leaves {', '.join(absent)} out")
         plan = make_plan(build(recipe), root, options.until)
         tracking_uri = tracking.tracking_uri(root, recipe.tracking.uri)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print_plan(plan, root)
+    print_plan(plan, absent, root)
     if options.dry_run:
         return 0
     try:
@@ -88,10 +91,12 @@ def resolve_root(given: str | None, recipe: str) -> str:
     return str(Path("runs", name).absolute())
 
 
-def print_plan(plan: list[Planned], root: str) -> None:
+def print_plan(plan: list[Planned], absent: dict[str, str], root: str) -> None:
     print(f"plan for {root}")
     for planned in plan:
         print(f"  {'skip' if planned.done else 'run ':<5}{planned.step.name:<10}{planned.fingerprint}  {planned.why}")
+    for name, setting in absent.items():
+        print(f"  {'off':<5}{name:<10}{setting}")
     sys.stdout.flush()
 
 

@@ -58,8 +58,12 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuses what no single section can see."""
         workers = self.cluster.num_workers
+        if not self.pretrain.steps and "pretrain" in (self.evaluate.models or ()):
+            raise ValueError(
+                f"evaluate.models={list(self.evaluate.models)} names pretrain, which pretrain.steps=0 leaves out; drop it there"
+            )
         for name, value in (
-            ("pretrain.rows_per_step", self.pretrain.rows_per_step),
+            ("pretrain.rows_per_step", self.pretrain.rows_per_step if self.pretrain.steps else 0),
             ("finetune.batch_size", self.finetune.batch_size),
         ):
             if value % workers:

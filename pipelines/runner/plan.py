@@ -41,7 +41,12 @@ def _wanted(by_name: dict[str, Step], until: str | None) -> list[str]:
         return list(by_name)
     if until not in by_name:
         raise ValueError(f"unknown step {until!r}; the steps are {', '.join(by_name)}")
-    wanted, queue = [], [until]
+    return needed(by_name, until)
+
+
+def needed(by_name: dict[str, Step], goal: str) -> list[str]:
+    """The steps that lead to `goal`, and itself."""
+    wanted, queue = [], [goal]
     while queue:
         name = queue.pop()
         if name not in wanted:
@@ -72,7 +77,10 @@ def _reason(step: Step, payload: dict, root: str) -> str:
     changed += [f"new code (version {payload['code_version']})"] * (
         previous.payload["code_version"] != payload["code_version"]
     )
-    needs = previous.payload["needs"]
-    upstream = [name for name, mark in payload["needs"].items() if needs.get(name) != mark]
+    old, new = previous.payload["needs"], payload["needs"]
+    upstream = [name for name, mark in new.items() if old.get(name, mark) != mark]
     changed += [f"{', '.join(upstream)} changed"] if upstream else []
+    changed += [f"with {name}" for name in new if name not in old] + [
+        f"without {name}" for name in old if name not in new
+    ]
     return "; ".join(changed)

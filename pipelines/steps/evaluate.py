@@ -1,11 +1,12 @@
 """evaluate: precision@1 on the held-out tasks, for the model before training, after each stage, and by chance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cluster import storage
 from cluster.workers import run_tasks
+from moca_core.attention import Attention
 from moca_core.data.schema import tables_to_task
 from moca_core.metrics import chance_at_1, ndcg, precision_at_1
 from moca_core.types import EvalTask
@@ -18,24 +19,32 @@ MODELS = ("base", "pretrain", "finetune")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """`max_tokens` is the longest query or candidate; `models` are the stages compared ("base" is the model before training)."""
+    """`max_tokens` is the longest query or candidate; `models` are the stages compared ("base" is the model before training).
+
+    Without `models` all stages are that the recipe has. Every model is read with the attention that its folder declares.
+    """
 
     max_tokens: int = 512
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.models is None:
+            return
         if unknown := sorted(set(self.models) - set(MODELS)):
             raise ValueError(f"evaluate.models: {', '.join(unknown)} unknown; use some of {', '.join(MODELS)}")
         if "finetune" not in self.models:
             raise ValueError("evaluate.models must name finetune: it is the model that is exported")
 
 
-def evaluate_step(config: EvaluateConfig) -> Step:
-    return Step("evaluate", run, config, needs=("pairs", *config.models))
+def evaluate_step(config: EvaluateConfig, stages: tuple[str, ...]) -> Step:
+    """`stages` are those that the recipe has, from the first to the last."""
+    config = config if config.models else replace(config, models=stages)
+    return Step("evaluate", run, config, needs=("pairs", *config.models), code_version=2)
 
 
 def run(context: Context) -> dict:
-    """Result: {"scores": {task: {"chance", model: precision@1}}, "ndcg_at_5": {task: {model: nDCG@5}}, "queries": {task: count}}."""
+    """Result: {"scores": {task: {"chance", model: precision@1}}, "ndcg_at_5": {task: {model: nDCG@5}}, "queries": {task: count},
+    "attention": {model: "causal" or "bidirectional"}}."""
     config: EvaluateConfig = context.config
     pairs = context.inputs["pairs"]
     context.run.log_dataset("tasks", pairs.uri, pairs.uri.rsplit("/", 1)[-1], "evaluate")
@@ -45,8 +54,8 @@ def run(context: Context) -> dict:
         (context.inputs[name].path(context.inputs[name].result["model"]), name, tasks, config.max_tokens)
         for name in config.models
     ]
-    by_model = run_tasks(score_model, jobs, cpus=1, gpus=gpus)
-    results = dict(zip(config.models, by_model, strict=True))
+    by_model = dict(zip(config.models, run_tasks(score_model, jobs, cpus=1, gpus=gpus), strict=True))
+    results = {name: scored for name, (_, scored) in by_model.items()}
     scores = {
         name: {"chance": chance(load_task(name, uri))}
         | {m: scored[name]["precision_at_1"] for m, scored in results.items()}
@@ -66,6 +75,7 @@ def run(context: Context) -> dict:
         "scores": scores,
         "ndcg_at_5": ndcg_at_5,
         "queries": {name: task["queries"] for name, task in pairs.result["tasks"].items()},
+        "attention": {name: attention for name, (attention, _) in by_model.items()},
     }
 
 
@@ -74,8 +84,10 @@ def load_task(name: str, uri: str) -> EvalTask:
     return tables_to_task(name, *tables)
 
 
-def score_model(model_uri: str, label: str, tasks: dict[str, str], max_tokens: int) -> dict[str, dict[str, float]]:
-    """{task: its metrics} of one model."""
+def score_model(
+    model_uri: str, label: str, tasks: dict[str, str], max_tokens: int
+) -> tuple[Attention, dict[str, dict[str, float]]]:
+    """(attention, {task: its metrics}) of one model."""
     from moca_core.embedder import Embedder
 
     embedder = Embedder(storage.localize(model_uri), max_tokens=max_tokens)
@@ -83,7 +95,7 @@ def score_model(model_uri: str, label: str, tasks: dict[str, str], max_tokens: i
     for name, uri in tasks.items():
         scores[name] = score_task(embedder, load_task(name, uri))
         print(f"evaluate {label} on {name}: {scores[name]['precision_at_1']:.1%}", flush=True)
-    return scores
+    return embedder.attention, scores
 
 
 def score_task(embedder, task: EvalTask) -> dict[str, float]:

@@ -26,8 +26,9 @@ class ExportConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def export_step(config: ExportConfig) -> Step:
-    return Step("export", run, config, needs=("base", "pretrain", "finetune", "pairs", "evaluate"))
+def export_step(config: ExportConfig, stages: tuple[str, ...]) -> Step:
+    """`stages` are those that the recipe has, from the first ("base") to the one that is exported ("finetune")."""
+    return Step("export", run, config, needs=(*stages, "pairs", "evaluate"))
 
 
 def run(context: Context) -> dict:
@@ -39,7 +40,8 @@ def run(context: Context) -> dict:
     card = model_card(
         name=config.name,
         scores=storage.read_bytes(inputs["evaluate"].path("scores.md")).decode(),
-        settings={name: summary(inputs[name].result) for name in ("base", "pretrain", "finetune")},
+        attention=inputs["evaluate"].result["attention"],
+        stages={name: inputs[name].result for name in ("base", "pretrain", "finetune") if name in inputs},
         max_tokens=config.max_tokens,
         spec=BackboneSpec.from_dict(inputs["base"].result["spec"]),
     )
@@ -52,14 +54,6 @@ def run(context: Context) -> dict:
     folder = storage.localize(context.path("model"))
     tracked = context.run.log_model(config.name, str(SERVED_MODEL), folder, REQUIREMENTS)
     return {"model": "model", "cosine": cosine, "tracked_model": tracked}
-
-
-def summary(result: dict) -> dict:
-    """The numbers of a stage that belong on a model card."""
-    shown = {key: result[key] for key in ("parameters", "steps") if key in result}
-    for end in ("first", "last"):
-        shown |= {f"{end} {name}": f"{value:.3f}" for name, value in result.get(end, {}).items()}
-    return shown
 
 
 def write_and_check(

@@ -1,11 +1,13 @@
-"""finetune: heterogeneous contrastive fine-tuning. Every batch is one task, every rank's candidates answer every query."""
+"""finetune: heterogeneous contrastive fine-tuning. Batches are of one task, every rank's candidates answer every query."""
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from cluster import storage
 from cluster.workers import Worker
+from moca_core.attention import Attention, set_attention
 from moca_core.data.codec import to_bytes
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
@@ -23,16 +25,21 @@ from pipelines.training.stream import open_stream
 class FinetuneConfig(TrainingConfig):
     """`batch_size` queries over all workers share their positives and `num_negatives` hard negatives each (paper, section 3.2).
 
-    `weights` draws tasks by name; without it tasks are drawn by their number of pairs.
+    `weights` draws tasks by name; without it tasks are drawn by their number of pairs. `exclude` leaves tasks out: names, or
+    patterns such as "wiki*" (`*` also matches slashes). With `task_batches` a batch is of one task, without it every pair is drawn
+    from all of them. The model that comes out declares `attention`: every reader obeys it.
     """
 
     steps: int = 400
     learning_rate: float = 1e-3
+    attention: Attention = "bidirectional"
     batch_size: int = 32
     num_negatives: int = 2
     temperature: float = 0.03
     max_tokens: int = 512
     weights: dict[str, float] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    task_batches: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,20 +53,31 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError(f"temperature={self.temperature} must be positive")
         if any(weight <= 0 for weight in self.weights.values()):
             raise ValueError(f"weights={self.weights} must be positive; leave a task out to switch it off")
+        if both := [name for name in self.weights if self.excludes(name)]:
+            raise ValueError(
+                f"exclude={list(self.exclude)} matches {', '.join(both)}, which weights names; drop it from one"
+            )
+
+    def excludes(self, task: str) -> bool:
+        return any(fnmatchcase(task, pattern) for pattern in self.exclude)
 
 
-def finetune_step(config: FinetuneConfig) -> Step:
-    return Step("finetune", run, config, needs=("base", "pretrain", "pairs"), resumable=True)
+def finetune_step(config: FinetuneConfig, start: Literal["base", "pretrain"]) -> Step:
+    """The step that trains on from the model of the step `start`."""
+    needs = tuple(dict.fromkeys(("base", start, "pairs")))
+    return Step("finetune", run, config, needs, code_version=2, resumable=True)
 
 
 def run(context: Context) -> dict:
     config: FinetuneConfig = context.config
-    base, pretrain, pairs = (context.inputs[name] for name in ("base", "pretrain", "pairs"))
+    base, pairs = (context.inputs[name] for name in ("base", "pairs"))
+    start = context.inputs.get("pretrain", base)
     train = pairs.result["train"]
     sizes = {name: sum(rows for _, rows in files) for name, files in train.items()}
     weights = task_weights(config, sizes)
     context.run.log_dataset("pairs", pairs.uri, pairs.uri.rsplit("/", 1)[-1], "finetune")
-    context.say(f"{config.steps} batches of {config.batch_size} from {len(weights)} tasks")
+    kind = "each of one of" if config.task_batches else "each over"
+    context.say(f"{config.steps} batches of {config.batch_size}, {kind} {len(weights)} tasks")
     return train_stage(
         context,
         worker_main,
@@ -71,31 +89,39 @@ def run(context: Context) -> dict:
             "rows_per_file": {name: [rows for _, rows in train[name]] for name in weights},
             "rows_per_group": pairs.result["rows_per_group"],
         },
-        start_model=pretrain.path(pretrain.result["model"]),
+        start_model=start.path(start.result["model"]),
         micro_batches=1,
         losses=["contrastive", "accuracy"],
     )
 
 
 def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, float]:
-    """Raises ValueError for weights of tasks that do not exist and for tasks smaller than a batch."""
-    unknown = sorted(set(config.weights) - set(sizes))
-    if unknown:
+    """{task: its weight} of the tasks that are drawn.
+
+    Raises ValueError for weights and exclusions of tasks that do not exist, for excluding all, and for tasks smaller than a batch
+    that is to be of one task.
+    """
+    if unknown := sorted(set(config.weights) - set(sizes)):
         raise ValueError(f"finetune.weights names {', '.join(unknown)}; the tasks are {', '.join(sizes)}")
-    weights = config.weights or {name: float(size) for name, size in sizes.items()}
-    small = {name: sizes[name] for name in weights if sizes[name] < config.batch_size}
-    if small:
+    if idle := [pattern for pattern in config.exclude if not any(fnmatchcase(name, pattern) for name in sizes)]:
+        raise ValueError(f"finetune.exclude={idle} matches no task; the tasks are {', '.join(sizes)}")
+    weights = config.weights or {name: float(size) for name, size in sizes.items() if not config.excludes(name)}
+    if not weights:
         raise ValueError(
-            f"tasks smaller than finetune.batch_size={config.batch_size}: {small}; lower the batch size, or give "
-            "finetune.weights for the other tasks only"
+            f"finetune.exclude={list(config.exclude)} leaves none of the tasks {', '.join(sizes)}; keep one"
+        )
+    small = {name: sizes[name] for name in weights if sizes[name] < config.batch_size}
+    if small and config.task_batches:
+        raise ValueError(
+            f"tasks smaller than finetune.batch_size={config.batch_size}: {small}; lower the batch size, or leave them out with "
+            "finetune.exclude"
         )
     return weights
 
 
 def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
-    """One training worker: the bidirectional model, its objective over all ranks, and this rank's stream of pairs."""
+    """One training worker: the model with its attention, its objective over all ranks, and this rank's stream of pairs."""
     from cluster import collectives
-    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone
     from moca_core.objective.contrastive import Contrastive, Gather
     from pipelines.training.job import run_training
@@ -103,13 +129,22 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     config: FinetuneConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
-    set_attention(model, "bidirectional")
+    set_attention(model, config.attention)
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
     objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)
 
     def open_at(steps: range):
         sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
-        plan = pair_plan(sizes, job["weights"], config.batch_size, steps, worker.rank, worker.world_size, config.seed)
+        plan = pair_plan(
+            sizes,
+            job["weights"],
+            config.batch_size,
+            steps,
+            worker.rank,
+            worker.world_size,
+            config.seed,
+            task_batches=config.task_batches,
+        )
         fetch = {name: job[name] for name in ("tokenizer", "files", "rows_per_file", "rows_per_group")}
         return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch), tasks=job["data_tasks"])
 
@@ -127,10 +162,9 @@ def make_batch(
     rows_per_group: int,
 ) -> bytes:
     """This rank's share of a contrastive batch: in the data workers, ahead of training."""
-    source = address["source"]
     renderer = Renderer(load_tokenizer(storage.localize(tokenizer)), spec, config.max_tokens)
     pairs = []
-    for place in address["rows"]:
+    for source, place in address["pairs"]:
         file, row = locate(place, rows_per_file[source])
         pairs += map(row_to_pair, read_rows(files[source][file], [row], rows_per_group))
     key = (config.seed, address["step"])

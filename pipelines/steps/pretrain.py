@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.workers import Worker
+from moca_core.attention import Attention, set_attention
 from moca_core.data.codec import to_bytes
 from moca_core.data.masking import mask
 from moca_core.spec import BackboneSpec
@@ -22,17 +23,21 @@ class PretrainConfig(TrainingConfig):
     """`rows_per_step` packed rows make one optimizer step over all workers. The rest is the paper's section 3.1.
 
     `shift` predicts a masked token from the hidden state before it (Eq. 1); without it, from its own position as the authors'
-    released code does. A ratio of 0 switches its half off: mlm_ratio=0, or mae_ratio=0 together with mae_weight=0.
+    released code does. A ratio of 0 switches its half off: mlm_ratio=0, or mae_ratio=0 together with mae_weight=0; steps=0 leaves
+    the whole stage out. The model that comes out declares `attention`: every reader obeys it.
     """
 
     steps: int = 300
     learning_rate: float = 1e-3
+    attention: Attention = "bidirectional"
     rows_per_step: int = 2
     mlm_ratio: float = 0.4
     mae_ratio: float = 0.5
     mae_weight: float = 0.5
     shift: bool = True
     normalise_patches: bool = False
+
+    least_steps = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,10 +83,9 @@ def run(context: Context) -> dict:
 
 
 def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
-    """One training worker: the model made bidirectional, its objective, and this rank's stream of masked rows."""
+    """One training worker: the model with its new attention, its objective, and this rank's stream of masked rows."""
     import torch
 
-    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone
     from moca_core.objective.pretraining import MaskedModelling
     from pipelines.training.job import run_training
@@ -89,7 +93,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     config: PretrainConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
-    set_attention(model, "bidirectional")
+    set_attention(model, config.attention)
     torch.manual_seed(config.seed)  # the MAE projection is new, and equal on all ranks
     objective = MaskedModelling(
         model, spec, mae_weight=config.mae_weight, shift=config.shift, normalise_patches=config.normalise_patches

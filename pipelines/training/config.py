@@ -18,9 +18,11 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
+    least_steps = 1  # 0 for a stage that a recipe may leave out
+
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+        if self.steps < self.least_steps:
+            raise ValueError(f"steps={self.steps} must be at least {self.least_steps}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         if not 0 <= self.warmup_fraction < 1:

@@ -1,8 +1,8 @@
 """Plans: which rows a rank reads at which global step, as lists of addresses.
 
 Every epoch is a permutation of all rows; epochs are laid end to end and cut into global steps, so that nothing is dropped at
-the end of an epoch. A plan is a pure function of (seed, sizes, costs): a stream may start at any step at once, and where it
-starts, how many ranks read it and which of them died before never changes what a step holds.
+the end of an epoch. A plan is a pure function of (seed, sizes, costs): a stream may start at any step, and where it starts,
+how many ranks read it and which of them died before never changes what a step holds.
 """
 
 import bisect
@@ -90,13 +90,13 @@ def _deal(costs: np.ndarray, world_size: int) -> np.ndarray:
     return places
 
 
-def _rows_at(positions: np.ndarray, num_rows: int, *key: str | int) -> tuple[np.ndarray, np.ndarray]:
+def _rows_at(positions: np.ndarray, num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(epochs, rows) at places of the endless sequence of permutations of `num_rows`."""
     epochs, offsets = np.divmod(positions, num_rows)
     rows = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        rows[here] = _permutation(num_rows, epoch, key)[offsets[here]]
+        rows[here] = _permutation(num_rows, epoch, (seed,))[offsets[here]]
     return epochs, rows
 
 
@@ -113,24 +113,57 @@ def pair_plan(
     rank: int,
     world_size: int,
     seed: int,
+    *,
+    task_batches: bool = True,
 ) -> list[dict]:
-    """This rank's share of task-homogeneous batches: [{"step", "source", "rows"}].
+    """This rank's share of contrastive batches: [{"step", "pairs": [(source, row)]}], a contiguous part of every batch.
 
-    Every global step draws one source by weight, and takes that source's next `batch_size` pairs.
+    With `task_batches` a step draws one source by weight, and all its pairs are of that one; without, every pair draws its own.
+    A source gives its pairs in its own order (`_Order`). Steps before the first are drawn again, without addresses.
     """
+    assert batch_size % world_size == 0, f"{batch_size} pairs do not fall evenly on {world_size} ranks"
     names = sorted(sizes)
     chances = np.array([weights[name] for name in names])
-    draws = generator(seed, "sources").choice(len(names), size=steps.stop, p=chances / chances.sum())
-    share = batch_size // world_size
-    taken = np.bincount(draws[: steps.start], minlength=len(names))
+    draws, chances = generator(seed, "sources"), chances / chances.sum()
+    orders = [_Order(sizes[name], (seed, name)) for name in names]
+    mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     plan = []
-    for step in steps:
-        draw = draws[step]
-        first = taken[draw] * batch_size + rank * share
-        taken[draw] += 1
-        _, rows = _rows_at(np.arange(first, first + share), sizes[names[draw]], seed, names[draw])
-        plan.append({"step": step, "source": names[draw], "rows": rows.tolist()})
+    for step in range(steps.stop):
+        drawn = draws.choice(len(names), size=1 if task_batches else batch_size, p=chances)
+        sources, rows = np.broadcast_to(drawn, batch_size), np.empty(batch_size, dtype=np.int64)
+        for source in np.unique(drawn):
+            here = sources == source
+            rows[here] = orders[source].take(np.count_nonzero(here))
+        if step in steps:
+            pairs = zip(sources[mine].tolist(), rows[mine].tolist(), strict=True)
+            plan.append({"step": step, "pairs": [(names[source], row) for source, row in pairs]})
     return plan
+
+
+class _Order:
+    """All rows of a source in one permutation after the other, taken batch by batch.
+
+    A batch in which one epoch ends and the next begins would hold some rows twice. The next epoch gives its other rows first, and
+    those when the batch is done: only a batch of more rows than there are repeats any.
+    """
+
+    def __init__(self, num_rows: int, key: tuple[str | int, ...]) -> None:
+        self.num_rows, self.key = num_rows, key
+        self.epoch, self.left = -1, np.empty(0, dtype=np.int64)  # rows of the epoch that were not taken yet
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` rows, as one batch."""
+        taken = []
+        while count > len(self.left):
+            last, count = self.left, count - len(self.left)
+            taken.append(last)
+            self.epoch += 1
+            following = _permutation(self.num_rows, self.epoch, self.key)
+            first = following[~np.isin(following, last)][:count]
+            self.left = np.concatenate([first, following[~np.isin(following, first)]])
+        taken.append(self.left[:count])
+        self.left = self.left[count:]
+        return np.concatenate(taken)
 
 
 def locate(row: int, rows_per_file: list[int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.workers import Worker, run_tasks, run_workers
+from moca_core.attention import Attention, set_attention
 from pipelines.plots import loss_curves
 from pipelines.runner.step import Context
 
@@ -23,7 +24,7 @@ def train_stage(
 ) -> dict:
     """Trains on Ray Train workers and writes `model/` below the step's folder. `job` is what the stage's own worker reads.
 
-    Result: {"model", "steps", "restarts", "first", "last"} with the first and the last logged losses.
+    Result: {"model", "steps", "attention", "restarts", "first", "last"} with the first and the last logged losses.
     """
     execution = context.execution
     job = job | {
@@ -41,30 +42,34 @@ def train_stage(
         worker_main, job, cluster=execution.cluster, storage_uri=context.path(CHECKPOINTS), name=context.fingerprint
     )
     context.say("writing the model")
-    run_tasks(write_model, [(outcome.checkpoint_uri, start_model, context.path("model"))], cpus=1, gpus=0)
+    written = (outcome.checkpoint_uri, start_model, context.config.attention, context.path("model"))
+    run_tasks(write_model, [written], cpus=1, gpus=0)
     history = outcome.value["history"]
     draw_losses(context, history, losses)
     storage.delete(context.path(CHECKPOINTS))
     return {
         "model": "model",
         "steps": context.config.steps,
+        "attention": context.config.attention,
         "restarts": outcome.restarts,
         "first": {name: history[0][name] for name in losses},
         "last": {name: history[-1][name] for name in losses},
     }
 
 
-def write_model(checkpoint_uri: str, start_model: str, uri: str) -> None:
-    """ZeRO shards to a Hugging Face folder: the trained weights, everything else from the folder that training started from."""
+def write_model(checkpoint_uri: str, start_model: str, attention: Attention, uri: str) -> None:
+    """ZeRO shards to a Hugging Face folder: the trained weights and the attention they were trained with, declared in its config.
+
+    Everything else is from the folder that training started from.
+    """
     from cluster.checkpoint import consolidate
-    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.folder import copy_processor
 
     start = storage.localize(start_model)
     weights = trained_weights(consolidate(storage.localize(checkpoint_uri)))
     model = load_backbone(start)
-    set_attention(model, "bidirectional")
+    set_attention(model, attention)
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(model, folder, weights)
         copy_processor(start, folder)

@@ -1,6 +1,8 @@
 """The plan of a stream: exact, whatever the number of ranks and wherever it starts, and equal work for all ranks."""
 
+import tracemalloc
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -120,28 +122,82 @@ def test_a_plan_far_into_training_is_made_at_once(monkeypatch):
     assert len(made) <= 4  # one or two permutations, one or two deals
 
 
-def pairs(steps, rank=0, world=1, sizes=None, weights=None):
-    sizes = sizes or {"a": 10, "b": 100}
-    return pair_plan(sizes, weights or {"a": 1.0, "b": 3.0}, 4, steps, rank, world, seed=5)
+SIZES = {"a": 10, "b": 100}
+MODES = pytest.mark.parametrize("task_batches", [True, False])
+
+
+def pairs(steps, rank=0, world=1, sizes=SIZES, batch_size=4, **mode) -> list[list[tuple[str, int]]]:
+    """The pairs of every step; source b is drawn three times as often as any other."""
+    weights = {name: 3.0 if name == "b" else 1.0 for name in sizes}
+    plan = pair_plan(sizes, weights, batch_size, steps, rank, world, 5, **mode)
+    assert [address["step"] for address in plan] == list(steps)
+    return [address["pairs"] for address in plan]
 
 
 def test_a_batch_is_one_task_and_tasks_come_by_weight():
-    plan = pairs(range(400))
-    counts = Counter(address["source"] for address in plan)
+    batches = pairs(range(400))
+    assert all(len({source for source, _ in batch}) == 1 for batch in batches)
+    counts = Counter(batch[0][0] for batch in batches)
     assert 60 < counts["a"] < 140 and counts["a"] + counts["b"] == 400  # 100 expected, 5 standard deviations are 43
-    assert all(len(set(a["rows"])) <= 4 and max(a["rows"]) < {"a": 10, "b": 100}[a["source"]] for a in plan)
 
 
-def test_a_task_gives_every_pair_once_before_any_twice():
-    rows = [row for address in pairs(range(400)) if address["source"] == "b" for row in address["rows"]]
-    assert sorted(rows[:100]) == list(range(100)) and rows[100:200] != rows[:100]
+def test_a_mixed_batch_draws_every_pair_by_weight():
+    batches = pairs(range(400), task_batches=False)
+    counts = Counter(source for batch in batches for source, _ in batch)
+    assert 315 < counts["a"] < 485 and counts["a"] + counts["b"] == 1600  # 400 expected, 5 standard deviations are 87
+    alike = Counter(len({source for source, _ in batch}) for batch in batches)
+    assert 80 < alike[1] < 180 and alike[2] == 400 - alike[1]  # 4 draws alike: 0.75**4 + 0.25**4 = 0.32
 
 
-def test_pair_batches_do_not_depend_on_the_number_of_ranks_or_the_start():
-    whole = [address["rows"] for address in pairs(range(50))]
-    ranks = [pairs(range(50), rank, 2) for rank in (0, 1)]
-    assert [a["rows"] + b["rows"] for a, b in zip(*ranks, strict=True)] == whole
-    assert [address["rows"] for address in pairs(range(30, 50))] == whole[30:]
+@MODES
+@pytest.mark.parametrize("source", SIZES)
+def test_a_task_gives_every_pair_once_before_any_twice(task_batches, source):
+    """But for those that a batch at the end of an epoch holds already: they stand behind it, still in the next epoch."""
+    rows = [row for batch in pairs(range(400), task_batches=task_batches) for name, row in batch if name == source]
+    size = SIZES[source]
+    epochs = [rows[first : first + size] for first in range(0, len(rows) - size + 1, size)]
+    assert len(epochs) >= 7 and all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+@MODES
+@pytest.mark.parametrize(("sizes", "batch_size"), [({"a": 9, "b": 13}, 8), ({"a": 8, "b": 31}, 8), ({"a": 100}, 6)])
+def test_no_batch_holds_a_pair_twice_while_the_task_has_others(sizes, batch_size, task_batches):
+    """Also where epochs meet in every other batch."""
+    batches = pairs(range(500), sizes=sizes, batch_size=batch_size, task_batches=task_batches)
+    assert sum(len(set(batch)) < len(batch) for batch in batches) == 0
+
+
+def test_a_task_smaller_than_its_share_repeats_its_pairs_about_equally_often():
+    batches = pairs(range(50), sizes={"a": 3, "b": 60}, batch_size=24, task_batches=False)
+    shares = [Counter(row for source, row in batch if source == "a") for batch in batches]
+    assert max(share.total() for share in shares) > 6
+    assert all(max(share.values()) <= -(-share.total() // 3) + 1 for share in shares if share)
+
+
+@MODES
+def test_pair_batches_do_not_depend_on_the_number_of_ranks_or_the_start(task_batches):
+    """Ranks take contiguous shares."""
+    whole = pairs(range(60), batch_size=8, task_batches=task_batches)
+    for world in (2, 4, 8):
+        ranks = [pairs(range(60), rank, world, batch_size=8, task_batches=task_batches) for rank in range(world)]
+        assert [[*chain(*shares)] for shares in zip(*ranks, strict=True)] == whole
+    for start in (1, 7, 30, 59):
+        assert pairs(range(start, 60), 1, 2, batch_size=8, task_batches=task_batches) == [b[4:] for b in whole[start:]]
+    assert pairs(range(40, 50), batch_size=8, task_batches=task_batches) == whole[40:50]
+    assert pairs(range(5, 5), task_batches=task_batches) == []
+
+
+@MODES
+def test_a_stream_of_pairs_that_starts_late_makes_no_addresses_before(task_batches):
+    """Two million pairs into training, in less memory than their addresses would take (100 bytes and more each)."""
+    sizes = {f"task {number}": 50_000 for number in range(30)}
+    tracemalloc.start()
+    plan = pair_plan(sizes, dict.fromkeys(sizes, 1.0), 2048, range(970, 977), 3, 8, 0, task_batches=task_batches)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(address["pairs"]) for address in plan] == [256] * 7
+    assert peak_bytes < 64 * 2**20
 
 
 @pytest.mark.parametrize(("row", "place"), [(0, (0, 0)), (2, (0, 2)), (3, (2, 0)), (6, (2, 3))])
