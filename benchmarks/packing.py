@@ -18,6 +18,7 @@ and the slowest rank is within 5 %. The exit status is 1 otherwise.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ MAX_LENGTH, MICRO_BATCH_COST, PAD_TO = 1280, 12800, 32  # of the authors
 THRESHOLDS = np.array(sorted({PAD_TO * int(1.3**i) for i in range(40)}))
 
 SPEC_3B = BackboneSpec(
+    model_type="qwen2_5_vl",
     image_token_id=151655,
     vision_start_token_id=151652,
     vision_end_token_id=151653,
@@ -57,11 +59,16 @@ SPEC_3B = BackboneSpec(
     max_image_px=1024 * CELL_PX,
     text_hidden=2048,
     text_layers=36,
-    text_params_per_layer=2048 * (2 * 2048 + 2 * 256 + 3 * 11008),
+    text_width=2048,
+    text_kv_width=256,
+    text_intermediate=11008,
     vision_hidden=1280,
     vision_layers=32,
     vision_params_per_layer=4 * 1280**2 + 3 * 1280 * 3420,
     merger_params=5120 * 5120 + 5120 * 2048,
+    vision_full_layers=4,
+    vision_window_px=112,
+    vision_position_side=0,
 )
 
 
@@ -150,8 +157,9 @@ def size(doc: Doc) -> int:
 
 
 def flops(docs: list[Doc], padding: int = 0) -> float:
-    patches = [part.image * SPEC_3B.group_size for doc in docs for part in doc if part.image]
-    return SPEC_3B.flops([size(doc) for doc in docs] + [1] * padding, patches)
+    sides = (math.sqrt(part.image * SPEC_3B.group_size) for doc in docs for part in doc if part.image)
+    squares = [(1, round(side), round(side)) for side in sides]  # of about the same area: windows cost little
+    return SPEC_3B.flops([size(doc) for doc in docs] + [1] * padding, squares)
 
 
 @dataclass(frozen=True)

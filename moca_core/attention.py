@@ -6,6 +6,8 @@ the model gets one attention function that reads `cu_seqlens`: the flash kernel 
 16 bit), SDPA over sequences of equal length elsewhere. Both towers use it.
 """
 
+from functools import cache
+from importlib.util import find_spec
 from inspect import signature
 from typing import Literal
 
@@ -47,21 +49,28 @@ def packed_attention(
     *,
     scaling: float,
     cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_k: torch.Tensor,
     max_length_q: int,
+    max_length_k: int,
     is_causal: bool | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each sequence of a packed stream: q, k, v [1, heads, T, head_dim] to [1, T, heads, head_dim]."""
+    """Attention within each sequence of a packed stream: q, k, v [1, heads, T, head_dim] to [1, T, heads, head_dim].
+
+    Queries may be fewer than keys, in as many sequences; causal attention wants them equal.
+    """
     causal = module.is_causal if is_causal is None else is_causal
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, head_dim]
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _flash(q, k, v, cu_seq_lens_q, max_length_q, scaling, causal)[None], None
-    return _by_length(q, k, v, cu_seq_lens_q, scaling, causal)[None], None
+        lengths = cu_seq_lens_q, cu_seq_lens_k, int(max_length_q), int(max_length_k)
+        return _flash(q, k, v, *lengths, scaling, causal)[None], None
+    return _by_length(q, k, v, cu_seq_lens_q, cu_seq_lens_k, scaling, causal)[None], None
 
 
-def _flash(q, k, v, cu_seqlens, max_length, scaling: float, causal: bool) -> torch.Tensor:
+def _flash(q, k, v, cu_q, cu_k, max_q: int, max_k: int, scaling: float, causal: bool) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    _use_fastest_kernel()
     grouped = {}
     if q.shape[1] != k.shape[1]:
         if "enable_gqa" in signature(varlen_attn).parameters:
@@ -69,21 +78,44 @@ def _flash(q, k, v, cu_seqlens, max_length, scaling: float, causal: bool) -> tor
         else:  # torch before 2.12: the kernel wants as many key heads as query heads
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     window = (-1, 0) if causal else (-1, -1)
-    cu, longest = cu_seqlens.to(torch.int32), int(max_length)
     q, k, v = (x.contiguous() for x in (q, k, v))
-    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, **grouped)
+    cu_q, cu_k = cu_q.to(torch.int32), cu_k.to(torch.int32)
+    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scaling, window_size=window, **grouped)
 
 
-def _by_length(q, k, v, cu_seqlens, scaling: float, causal: bool) -> torch.Tensor:
+@cache
+def _use_fastest_kernel() -> None:
+    """Lets torch's varlen attention run on FlashAttention 3 (Hopper) or 4 (Blackwell) where that package is installed."""
+    major, _ = torch.cuda.get_device_capability()
+    name, package = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.cute")}.get(major, ("", ""))
+    if name and _is_installed(package):
+        torch.nn.attention.activate_flash_attention_impl(name)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+def _by_length(q, k, v, cu_q, cu_k, scaling: float, causal: bool) -> torch.Tensor:
     """One SDPA call per distinct length: windows and images of a size go together, sequences of their own length alone."""
-    starts, lengths = cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]
+    lengths = torch.stack([cu_q.diff(), cu_k.diff()], dim=1)
+    assert not causal or torch.equal(cu_q, cu_k), "causal attention needs a key for every query"
     indices, outputs = [], []
-    for length in lengths.unique().tolist():
-        if length == 0:
+    for shape in lengths.unique(dim=0):
+        here = (lengths == shape).all(dim=1)
+        if shape[0] == 0:
             continue
-        index = starts[lengths == length, None] + torch.arange(length, device=q.device)  # [n, length]
-        batch = [x[index].transpose(1, 2) for x in (q, k, v)]  # [n, heads, length, head_dim]
+        in_q, in_k = (
+            starts[:-1][here, None] + torch.arange(int(length), device=q.device)
+            for starts, length in ((cu_q, shape[0]), (cu_k, shape[1]))
+        )  # [n, length]
+        batch = [
+            x[index].transpose(1, 2) for x, index in ((q, in_q), (k, in_k), (v, in_k))
+        ]  # [n, heads, length, head_dim]
         attended = scaled_dot_product_attention(*batch, scale=scaling, is_causal=causal, enable_gqa=True)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-        indices.append(index.flatten())
+        indices.append(in_q.flatten())
     return torch.cat(outputs)[torch.argsort(torch.cat(indices))]

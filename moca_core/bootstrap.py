@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL from nothing: its own byte BPE tokenizer, image processor and weights, in real Hugging Face format."""
+"""A tiny vision-language model of any family from nothing: byte BPE tokenizer, image processor and weights, in Hugging Face format."""
 
 import json
 from collections.abc import Iterable
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from tokenizers.trainers import BpeTrainer
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, Qwen2Tokenizer
 
+from moca_core.family import family_of
 from moca_core.spec import MASK_TOKEN
 
 SPECIAL_TOKENS = (
@@ -29,8 +30,10 @@ IMAGE_STD = [0.26862954, 0.26130258, 0.27577711]
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes of the tiny model. Head dimensions are hidden size over heads: at least 16 and a multiple of 8 (mRoPE splits them)."""
+    """Family and sizes of the tiny model. Head dimensions are hidden size over heads: at least 16 and a multiple of 8 (mRoPE splits
+    them)."""
 
+    family: str = "qwen2_5_vl"
     vocab_size: int = 4096
     text_hidden: int = 128
     text_layers: int = 4
@@ -45,6 +48,7 @@ class TinyConfig:
     max_image_px: int = 280 * 280
 
     def __post_init__(self) -> None:
+        family_of(self.family)
         for tower, hidden, heads in (
             ("text", self.text_hidden, self.text_heads),
             ("vision", self.vision_hidden, self.vision_heads),
@@ -72,12 +76,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> Qwen2_5_VLConfig:
+def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> PreTrainedConfig:
     token = tokenizer.convert_tokens_to_ids
     head_dim = sizes.text_hidden // sizes.text_heads
     time = head_dim // 8
     space = (head_dim // 2 - time) // 2
-    return Qwen2_5_VLConfig(
+    return AutoConfig.for_model(
+        sizes.family,
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": sizes.text_hidden,
@@ -85,6 +90,7 @@ def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> Qwen2_5_VLConf
             "num_hidden_layers": sizes.text_layers,
             "num_attention_heads": sizes.text_heads,
             "num_key_value_heads": sizes.text_kv_heads,
+            "head_dim": head_dim,
             "max_position_embeddings": 32768,
             "rope_parameters": {
                 "rope_type": "default",
@@ -98,15 +104,7 @@ def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> Qwen2_5_VLConf
             "initializer_range": sizes.text_hidden
             ** -0.5,  # 0.02 suits a hidden size of 2500; a narrow model starves on it
         },
-        vision_config={
-            "depth": sizes.vision_layers,
-            "hidden_size": sizes.vision_hidden,
-            "intermediate_size": sizes.vision_intermediate,
-            "num_heads": sizes.vision_heads,
-            "out_hidden_size": sizes.text_hidden,
-            "fullatt_block_indexes": list(range(1, sizes.vision_layers, 2)),
-            "initializer_range": sizes.vision_hidden**-0.5,
-        },
+        vision_config=family_of(sizes.family).tiny_vision(sizes) | {"initializer_range": sizes.vision_hidden**-0.5},
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
@@ -133,5 +131,5 @@ def create(folder: str, texts: Iterable[str], sizes: TinyConfig, *, seed: int) -
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.save_pretrained(folder)

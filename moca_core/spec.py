@@ -6,17 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moca_core.family import family_of
+from moca_core.flops import Grid, language_flops, vision_flops
+
 MASK_TOKEN = "<|mask|>"
 MAX_ASPECT_RATIO = 200  # of an image; above it the backbone's own resizing refuses
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Token ids, image geometry and sizes of a Qwen2-VL / Qwen2.5-VL checkpoint.
+    """Token ids, image geometry and sizes of a checkpoint of one of the families.
 
-    One image token stands for `merge_size`² patches of `patch_size_px`² pixels. `special_token_ids` are never masked.
+    One image token stands for `merge_size`² patches of `patch_size_px`² pixels. `special_token_ids` are never masked. Params are
+    weights of matrices, without biases and norms. `text_width` and `text_kv_width` are heads times head dimension of queries and
+    of keys. Of the vision layers, `vision_full_layers` see the whole image, the others windows of `vision_window_px`² pixels.
+    `vision_position_side` is the side of the square of learned patch positions, 0 where there are none.
     """
 
+    model_type: str
     image_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
@@ -33,11 +40,16 @@ class BackboneSpec:
     max_image_px: int
     text_hidden: int
     text_layers: int
-    text_params_per_layer: int
+    text_width: int
+    text_kv_width: int
+    text_intermediate: int
     vision_hidden: int
     vision_layers: int
     vision_params_per_layer: int
     merger_params: int
+    vision_full_layers: int
+    vision_window_px: int
+    vision_position_side: int
 
     @property
     def factor_px(self) -> int:
@@ -66,22 +78,18 @@ class BackboneSpec:
         time, height, width = grid_thw
         return time * height * width // self.group_size
 
-    def flops(self, segment_lengths: list[int], image_patches: list[int]) -> float:
-        """Forward and backward FLOPs of packed segments and images: 6 per weight and token, attention within segments.
+    @property
+    def text_params_per_layer(self) -> int:
+        return self.text_hidden * (2 * self.text_width + 2 * self.text_kv_width + 3 * self.text_intermediate)
 
-        Vision attention is counted over whole images; windowed layers do less.
-        """
-        tokens, patches = sum(segment_lengths), sum(image_patches)
-        linear = 6.0 * (
-            tokens * self.text_layers * self.text_params_per_layer
-            + patches * self.vision_layers * self.vision_params_per_layer
-            + patches // self.group_size * self.merger_params
-        )
-        attention = 12.0 * (
-            self.text_layers * self.text_hidden * sum(n * n for n in segment_lengths)
-            + self.vision_layers * self.vision_hidden * sum(n * n for n in image_patches)
-        )
-        return linear + attention
+    @property
+    def patch_params(self) -> int:
+        """Weights of the patch embedding."""
+        return self.vision_hidden * self.patch_values * self.temporal_patch_size
+
+    def flops(self, segment_lengths: list[int], grids: list[Grid]) -> float:
+        """Forward and backward FLOPs of both towers over packed segments with these images."""
+        return language_flops(self, segment_lengths).trained() + vision_flops(self, grids).trained()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,21 +99,18 @@ class BackboneSpec:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
-
-
 def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int | None = None) -> BackboneSpec:
     """Reads the spec of the checkpoint in `folder`; image bounds may be narrowed below the processor's own.
 
-    Raises ValueError for model types other than Qwen2-VL and Qwen2.5-VL, and where no row of the embedding is free for the mask token.
+    Raises ValueError for a model type of no known family, and where no row of the embedding is free for the mask token.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in SUPPORTED:
-        raise ValueError(
-            f"{folder}: model_type {config.model_type!r} is not supported; use one of {', '.join(SUPPORTED)}"
-        )
+    try:
+        family = family_of(config.model_type)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     text, vision = config.get_text_config(), config.vision_config
     tokens, first_free = _read_tokenizer(folder)
     mask_token_id = _mask_token_id(folder, tokens, first_free, text.vocab_size)
@@ -113,14 +118,9 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
     size = processor.get("size") or {}
     own_min = processor.get("min_pixels") or size.get("shortest_edge")
     own_max = processor.get("max_pixels") or size.get("longest_edge")
-    head_dim = text.hidden_size // text.num_attention_heads
-    vision_hidden = vision.hidden_size if config.model_type == "qwen2_5_vl" else vision.embed_dim
-    if config.model_type == "qwen2_5_vl":
-        vision_mlp = 3 * vision_hidden * vision.intermediate_size
-    else:
-        vision_mlp = 2 * vision_hidden * int(vision_hidden * vision.mlp_ratio)
-    merged = vision_hidden * vision.spatial_merge_size**2
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return BackboneSpec(
+        model_type=config.model_type,
         image_token_id=config.image_token_id,
         vision_start_token_id=config.vision_start_token_id,
         vision_end_token_id=config.vision_end_token_id,
@@ -137,12 +137,10 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
         max_image_px=max_image_px or own_max,
         text_hidden=text.hidden_size,
         text_layers=text.num_hidden_layers,
-        text_params_per_layer=text.hidden_size
-        * (2 * text.hidden_size + 2 * text.num_key_value_heads * head_dim + 3 * text.intermediate_size),
-        vision_hidden=vision_hidden,
-        vision_layers=vision.depth,
-        vision_params_per_layer=4 * vision_hidden**2 + vision_mlp,
-        merger_params=merged * merged + merged * text.hidden_size,
+        text_width=text.num_attention_heads * head_dim,
+        text_kv_width=text.num_key_value_heads * head_dim,
+        text_intermediate=text.intermediate_size,
+        **family.vision_sizes(vision),
     )
 
 

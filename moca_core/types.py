@@ -116,13 +116,14 @@ class MaskedBatch:
     """One pack, masked: a micro-batch of continual pre-training.
 
     `labels` [T] holds the original id at masked text positions and -100 elsewhere, at the position of the masked token
-    itself (the loss does the shift). `masked_groups` [G] marks the groups of patches to be replaced by noise drawn from `noise_seed`.
+    itself (the loss does the shift). `masked_groups` [G] marks the groups of patches to be replaced by noise, drawn from the seed of
+    their sequence in `noise_seeds` [S].
     """
 
     stream: TokenStream
     labels: np.ndarray  # [T] int64
     masked_groups: np.ndarray  # [G] bool
-    noise_seed: int
+    noise_seeds: np.ndarray  # [S] int64
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Masking: a packed row becomes a micro-batch of continual pre-training (paper, section 3.1).
 
-A mask depends on (seed, epoch, piece id) alone, so worker count, restarts and the order of rows never change it.
+Masks and noise depend on (seed, epoch, piece id) alone, so worker count, restarts and how pieces are packed never change them.
 """
 
 import numpy as np
@@ -56,7 +56,7 @@ def mask(row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: flo
         stream=stream,
         labels=labels,
         masked_groups=masked_image[is_image],
-        noise_seed=seed_of(seed, epoch, row["piece_ids"][0], "noise"),
+        noise_seeds=np.array([seed_of(seed, epoch, piece_id, "noise") for piece_id in row["piece_ids"]]),
     )
 
 
@@ -66,4 +66,9 @@ def next_token(row: dict, spec: BackboneSpec) -> MaskedBatch:
     predictable = ~np.isin(stream.input_ids, spec.special_token_ids)
     predictable[stream.cu_seqlens[:-1]] = False
     groups = int((stream.input_ids == spec.image_token_id).sum())
-    return MaskedBatch(stream, np.where(predictable, stream.input_ids, IGNORED), np.zeros(groups, dtype=bool), 0)
+    return MaskedBatch(
+        stream=stream,
+        labels=np.where(predictable, stream.input_ids, IGNORED),
+        masked_groups=np.zeros(groups, dtype=bool),
+        noise_seeds=np.zeros(len(stream.cu_seqlens) - 1, dtype=np.int64),
+    )

@@ -16,7 +16,7 @@ def document_sequences(document: Document, renderer: Renderer) -> list[dict]:
 def pack_sequences(sequences: list[dict], spec: BackboneSpec, budget_tokens: int) -> list[dict]:
     """Rows of the PACKED table: all sequences, in packs of at most `budget_tokens` and of about equal cost."""
     lengths = [len(s["input_ids"]) for s in sequences]
-    costs = [spec.flops([n], _patches(s)) for n, s in zip(lengths, sequences, strict=True)]
+    costs = [spec.flops([n], s["grid_thw"]) for n, s in zip(lengths, sequences, strict=True)]
     return [packed_row([sequences[i] for i in members], spec) for members in pack_evenly(lengths, costs, budget_tokens)]
 
 
@@ -45,9 +45,5 @@ def packed_row(sequences: list[dict], spec: BackboneSpec) -> dict:
         "input_ids": np.concatenate([s["input_ids"] for s in sequences]),
         "images": [image for s in sequences for image in s["images"]],
         "grid_thw": [grid for s in sequences for grid in s["grid_thw"]],
-        "cost_flops": spec.flops(lengths, [n for s in sequences for n in _patches(s)]),
+        "cost_flops": spec.flops(lengths, [grid for s in sequences for grid in s["grid_thw"]]),
     }
-
-
-def _patches(sequence: dict) -> list[int]:
-    return [int(np.prod(grid)) for grid in sequence["grid_thw"]]

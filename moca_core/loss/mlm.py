@@ -7,20 +7,33 @@ instead, the form of the authors' released code.
 """
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from moca_core.loss import LossTerm
+from moca_core.loss.linear_cross_entropy import linear_cross_entropy
+
+
+class LanguageHead(nn.Module):
+    """A language head that gives the loss and never the logits. It holds the weight of the given head, under the same name."""
+
+    def __init__(self, lm_head: nn.Linear) -> None:
+        super().__init__()
+        assert lm_head.bias is None, "a language head with a bias has another loss"
+        self.weight = lm_head.weight  # [V, D]
+
+    def forward(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of -log p(target): [M, D] and [M] to a scalar."""
+        return linear_cross_entropy(hidden_states, self.weight, targets)
 
 
 def mlm_loss(
-    hidden_states: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, *, shift: bool = True
+    hidden_states: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor, head: LanguageHead, *, shift: bool
 ) -> LossTerm:
-    """Sum of -log p over labelled tokens, and their number.
+    """Sum of -log p over masked tokens, and their number.
 
     Args:
-        hidden_states: [T, D]. labels: [T], the id at labelled positions and -100 elsewhere; with `shift` never at the
-        first token of a sequence. head: hidden states to logits over the vocabulary; only labelled rows reach it.
+        hidden_states: [T, D]. positions: [M], where the masked tokens stand; with `shift` never at the first token of a
+        sequence. targets: [M], what stood there. Only these rows reach the head.
     """
-    positions = torch.nonzero(labels >= 0).squeeze(1)
-    logits = head(hidden_states[positions - 1 if shift else positions])
-    return LossTerm(cross_entropy(logits.float(), labels[positions], reduction="sum"), len(positions))
+    rows = hidden_states.index_select(0, positions - 1 if shift else positions)
+    return LossTerm(head(rows, targets), len(targets))

@@ -1,23 +1,34 @@
-"""A packed stream on the training device: pixels normalised, noised and copied in time here, not on the CPU workers."""
+"""A packed stream on the training device: pixels normalised, noised and copied in time there, not on the CPU workers.
+
+All that depends on shapes alone (indices, window orders, longest sequences) is worked out here, from numpy, before the device is
+asked for anything: a forward that has to read a value back from a GPU stops feeding it.
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from moca_core.family import family_of
 from moca_core.spec import BackboneSpec
 from moca_core.types import TokenStream
 
 
 @dataclass
 class DeviceStream:
-    """TokenStream as tensors. `pixel_values` [P, C * temporal * patch²] are normalised floats in the processor's layout."""
+    """TokenStream as tensors. `pixel_values` are normalised floats in the processor's layout.
+
+    A stream without images carries one blank group of patches that no token refers to (`image_positions` is empty).
+    """
 
     input_ids: torch.Tensor  # [T]
     cu_seqlens: torch.Tensor  # [S+1] int32
     max_seqlen: int
     position_ids: torch.Tensor  # [4, T]
+    image_positions: torch.Tensor  # [image tokens] where they stand in the stream
     pixel_values: torch.Tensor  # [P, channels * temporal_patch_size * patch²]
-    grid_thw: torch.Tensor  # [N, 3]
+    grid_thw: torch.Tensor  # [N, 3], on the CPU
+    vision_inputs: dict[str, torch.Tensor | int]  # of the family: what the vision tower would work out from grid_thw
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -25,17 +36,26 @@ class DeviceStream:
 
 
 def to_device(stream: TokenStream, spec: BackboneSpec, device: torch.device) -> DeviceStream:
-    def move(array):
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
+    pixels, grids = stream.pixels, stream.grid_thw
+    if not len(grids):
+        pixels = np.zeros((spec.group_size, spec.patch_values), np.uint8)
+        grids = np.array([[1, spec.merge_size, spec.merge_size]])
+    grid_thw = torch.from_numpy(grids)
+    vision_inputs = family_of(spec.model_type).vision_inputs(grid_thw, spec)
     return DeviceStream(
-        input_ids=move(stream.input_ids),
-        cu_seqlens=move(stream.cu_seqlens),
-        max_seqlen=int((stream.cu_seqlens[1:] - stream.cu_seqlens[:-1]).max()),
-        position_ids=move(stream.position_ids),
-        pixel_values=repeat_in_time(normalise(move(stream.pixels), spec), spec),
-        grid_thw=move(stream.grid_thw),
+        input_ids=move(stream.input_ids, device),
+        cu_seqlens=move(stream.cu_seqlens, device),
+        max_seqlen=int(np.diff(stream.cu_seqlens).max()),
+        position_ids=move(stream.position_ids, device),
+        image_positions=move(np.flatnonzero(stream.input_ids == spec.image_token_id), device),
+        pixel_values=repeat_in_time(normalise(move(pixels, device), spec), spec),
+        grid_thw=grid_thw,
+        vision_inputs={k: v if isinstance(v, int) else v.to(device) for k, v in vision_inputs.items()},
     )
+
+
+def move(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def normalise(pixels: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
@@ -56,8 +76,16 @@ def first_frame(values: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
     return values.view(len(values), spec.channels, spec.temporal_patch_size, spec.patch_size_px**2)[:, :, 0].flatten(1)
 
 
-def add_noise(values: torch.Tensor, masked_groups: torch.Tensor, seed: int, spec: BackboneSpec) -> torch.Tensor:
-    """Replaces all patches of the masked groups by independent unit Gaussian noise (paper, section 3.1)."""
-    generator = torch.Generator(values.device).manual_seed(seed)
-    noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
-    return torch.where(masked_groups.repeat_interleave(spec.group_size)[:, None], noise, values)
+def unit_noise(seeds: np.ndarray, patches: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Unit Gaussian vectors [patches.sum(), values of `like`'s rows], `patches[i]` of them drawn from `seeds[i]`.
+
+    Every masked patch gets its own, and a document's are the same in whichever pack it lies.
+    """
+    generator = torch.Generator(like.device)
+    draw = {"generator": generator, "device": like.device, "dtype": like.dtype}
+    parts = [like.new_empty(0, like.shape[1])]
+    for seed, count in zip(seeds.tolist(), patches.tolist(), strict=True):
+        if count:
+            generator.manual_seed(seed)
+            parts.append(torch.randn(count, like.shape[1], **draw))
+    return torch.cat(parts)

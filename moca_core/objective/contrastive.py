@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from moca_core.loss import LossTerm
 from moca_core.loss.infonce import allowed_candidates, infonce_loss
 from moca_core.model.encoder import Encoder
-from moca_core.model.inputs import to_device
+from moca_core.model.inputs import move, to_device
 from moca_core.spec import BackboneSpec
 from moca_core.types import PairBatch
 
@@ -41,14 +42,20 @@ class Contrastive(nn.Module):
     def counts(self, batch: PairBatch) -> dict[str, int]:
         return {"contrastive": batch.num_queries, "accuracy": batch.num_queries}
 
+    def flops(self, batch: PairBatch) -> float:
+        """Forward and backward FLOPs of this batch on this rank."""
+        return self.encoder.flops(batch.stream)
+
     def forward(self, batch: PairBatch) -> dict[str, LossTerm]:
         device = self.encoder.backbone.device
         embeddings = self.encoder.embed(to_device(batch.stream, self.spec, device))  # [sequences, D]
-        valid = torch.from_numpy(batch.candidate_valid).to(device)
-        group, query = (torch.from_numpy(x).to(device) for x in (batch.candidate_group, batch.candidate_query))
+        valid, group, query = (
+            move(x, device) for x in (batch.candidate_valid, batch.candidate_group, batch.candidate_query)
+        )
         queries = embeddings[: batch.num_queries]
+        places = move(np.flatnonzero(batch.candidate_valid), device)
         own = embeddings.new_zeros(len(valid), embeddings.shape[1])
-        own = own.masked_scatter(valid[:, None], embeddings[batch.num_queries :])
+        own = own.index_copy(0, places, embeddings[batch.num_queries :])
         per_query = len(valid) // batch.num_queries
         positive = torch.arange(batch.num_queries, device=device) * per_query + self.gather.rank * len(valid)
         allowed = allowed_candidates(positive, *map(self.gather.without_grad, (group, query, valid)))

@@ -1,23 +1,25 @@
 """The objective of continual pre-training: one doubly masked input, two losses (paper, section 3.1)."""
 
-import torch
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from moca_core import flops
 from moca_core.loss import LossTerm
 from moca_core.loss.mae import mae_loss
-from moca_core.loss.mlm import mlm_loss
+from moca_core.loss.mlm import LanguageHead, mlm_loss
 from moca_core.model.encoder import Encoder
-from moca_core.model.inputs import add_noise, first_frame, to_device
-from moca_core.model.mae_decoder import MaeDecoder
+from moca_core.model.inputs import first_frame, move, to_device, unit_noise
+from moca_core.model.mae_decoder import Canvas, MaeDecoder
 from moca_core.spec import BackboneSpec
 from moca_core.types import MaskedBatch
 
 
 class MaskedModelling(nn.Module):
-    """MaskedBatch to its loss terms "mlm" and, unless `mae_weight` is 0, "mae". Their sum is L_MLM + mae_weight * L_MAE.
+    """MaskedBatch to its loss terms "mlm" and "mae", of which a weight of 0 leaves out its own with all that it needs.
 
-    With a causal backbone, no masks and every token a label this is ordinary language modelling: how `base` starts a tiny model.
+    The loss is mlm_weight * L_MLM + mae_weight * L_MAE. With a causal backbone, no masks and every token a label this is ordinary
+    language modelling: how `base` starts a tiny model.
     """
 
     def __init__(
@@ -25,16 +27,20 @@ class MaskedModelling(nn.Module):
         model: PreTrainedModel,
         spec: BackboneSpec,
         *,
+        mlm_weight: float = 1.0,
         mae_weight: float = 0.5,
         shift: bool = True,
         normalise_patches: bool = False,
+        decoder_layers: int = 1,
     ) -> None:
         super().__init__()
+        assert mlm_weight or mae_weight, "an objective without any loss"
         self.spec, self.shift, self.normalise_patches = spec, shift, normalise_patches
         self.encoder = Encoder(model.model, spec)
-        self.lm_head = model.lm_head
-        self.mae_decoder = MaeDecoder(model.model, spec) if mae_weight else None
-        self.weights = {"mlm": 1.0} | ({"mae": mae_weight} if mae_weight else {})
+        self.lm_head = LanguageHead(model.lm_head) if mlm_weight else None
+        self.mae_decoder = MaeDecoder(model.model, spec, decoder_layers) if mae_weight else None
+        weights = {"mlm": mlm_weight, "mae": mae_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
 
     def counts(self, batch: MaskedBatch) -> dict[str, int]:
         """What each term of `forward` will be a sum over, known before it runs."""
@@ -42,24 +48,46 @@ class MaskedModelling(nn.Module):
         counts = {"mlm": int((batch.labels >= 0).sum()), "mae": masked_patches}
         return {name: counts[name] for name in self.weights}
 
+    def flops(self, batch: MaskedBatch) -> float:
+        """Forward and backward FLOPs of this batch, for the parts that are there and the weights that are trained."""
+        total = self.encoder.flops(batch.stream)
+        flowing = self.encoder.trains
+        if self.lm_head is not None:
+            head = flops.head_flops(self.spec, self.counts(batch)["mlm"])
+            total += head.trained(weights=self.lm_head.weight.requires_grad, inputs=flowing)
+        if self.mae_decoder is not None and batch.masked_groups.any():
+            canvas, depth = self._canvas(batch), len(self.mae_decoder.layers)
+            painting = flops.mae_flops(self.spec, canvas.context_lengths, canvas.masked_counts, depth)
+            total += painting.trained(inputs=flowing)
+        return total
+
     def forward(self, batch: MaskedBatch) -> dict[str, LossTerm]:
         device = self.encoder.backbone.device
         stream = to_device(batch.stream, self.spec, device)
-        labels = torch.from_numpy(batch.labels).to(device)
-        masked_groups = torch.from_numpy(batch.masked_groups).to(device)
-        target = first_frame(stream.pixel_values, self.spec)
-        stream.pixel_values = add_noise(stream.pixel_values, masked_groups, batch.noise_seed, self.spec)
+        masked_patches = move(np.flatnonzero(batch.masked_groups.repeat(self.spec.group_size)), device)
+        target = first_frame(stream.pixel_values[masked_patches], self.spec)
+        noise = unit_noise(batch.noise_seeds, self._masked_per_sequence(batch), stream.pixel_values)
+        stream.pixel_values = stream.pixel_values.index_copy(0, masked_patches, noise)
         hidden_states = self.encoder(stream)
-        terms = {"mlm": mlm_loss(hidden_states, labels, self.lm_head, shift=self.shift)}
+        terms = {}
+        if self.lm_head is not None:
+            positions = np.flatnonzero(batch.labels >= 0)
+            targets = move(batch.labels[positions], device)
+            terms["mlm"] = mlm_loss(hidden_states, move(positions, device), targets, self.lm_head, shift=self.shift)
         if self.mae_decoder is not None:
-            masked_tokens = torch.zeros_like(stream.input_ids, dtype=torch.bool)
-            masked_tokens[stream.input_ids == self.spec.image_token_id] = masked_groups
             rotary = self.encoder.backbone.language_model.rotary_emb
-            painted = self.mae_decoder(hidden_states, stream, masked_tokens, rotary)
-            masked_patches = masked_groups.repeat_interleave(self.spec.group_size)
-            terms["mae"] = mae_loss(
-                painted.view(-1, self.spec.patch_values),
-                target[masked_patches],
-                normalise_patches=self.normalise_patches,
-            )
+            painted = self.mae_decoder(hidden_states, stream.position_ids, self._canvas(batch), rotary)
+            painted = painted[: int(batch.masked_groups.sum())].reshape(-1, self.spec.patch_values)
+            terms["mae"] = mae_loss(painted, target, normalise_patches=self.normalise_patches)
         return terms
+
+    def _masked_positions(self, batch: MaskedBatch) -> np.ndarray:
+        return np.flatnonzero(batch.stream.input_ids == self.spec.image_token_id)[batch.masked_groups]
+
+    def _masked_per_sequence(self, batch: MaskedBatch) -> np.ndarray:
+        """[S], in patches."""
+        ends = np.searchsorted(self._masked_positions(batch), batch.stream.cu_seqlens)
+        return np.diff(ends) * self.spec.group_size
+
+    def _canvas(self, batch: MaskedBatch) -> Canvas:
+        return Canvas.of(batch.stream.cu_seqlens, self._masked_positions(batch))

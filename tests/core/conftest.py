@@ -1,6 +1,7 @@
 """One tiny model for all tests of the core: real Hugging Face folders, weights large enough that a leak shows."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from samples import BOUNDS, WORDS
 
 from moca_core.bootstrap import TinyConfig, create
 from moca_core.data.render import Renderer, load_tokenizer
-from moca_core.folder import PROCESSOR_FILES, copy_processor
+from moca_core.folder import PROCESSOR_FILES
 from moca_core.spec import read_spec
 
 torch.set_num_threads(1)
@@ -31,6 +32,9 @@ SIZES = TinyConfig(
 )
 
 
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+
+
 def enliven(folder):
     """Weights of one known scale: large enough that a broken mask shows, small enough for float32 to agree."""
     path = Path(folder) / "model.safetensors"
@@ -39,36 +43,28 @@ def enliven(folder):
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A tiny Qwen2.5-VL, causal, as bootstrap writes it."""
-    path = str(tmp_path_factory.mktemp("qwen2_5_vl"))
-    create(path, [" ".join(WORDS)] * 20, SIZES, seed=1)
-    enliven(path)
-    return path
+def folders(tmp_path_factory):
+    """A tiny model of every family, causal, as bootstrap writes it."""
+    paths = {family: str(tmp_path_factory.mktemp(family)) for family in FAMILIES}
+    for number, (family, path) in enumerate(paths.items(), 1):
+        create(path, [" ".join(WORDS)] * 20, replace(SIZES, family=family), seed=number)
+        enliven(path)
+    return paths
 
 
 @pytest.fixture(scope="session")
-def qwen2_folder(folder, tmp_path_factory):
-    """A tiny Qwen2-VL with the same tokenizer and image processor."""
-    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    path = str(tmp_path_factory.mktemp("qwen2_vl"))
-    given = Qwen2_5_VLConfig.from_pretrained(folder).to_dict()
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
-    text = {k: v for k, v in given["text_config"].items() if k not in ("model_type", "layer_types")}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, **{n: given[n] for n in names})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        Qwen2VLForConditionalGeneration(config).save_pretrained(path)
-    copy_processor(folder, path)
-    enliven(path)
-    return path
+def folder(folders):
+    return folders["qwen2_5_vl"]
 
 
-@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen2_vl"])
-def any_folder(request, folder, qwen2_folder):
-    return {"qwen2_5_vl": folder, "qwen2_vl": qwen2_folder}[request.param]
+@pytest.fixture(scope="session")
+def qwen2_folder(folders):
+    return folders["qwen2_vl"]
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def any_folder(request, folders):
+    return folders[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,8 @@ def test_conversion_survives_saving_and_loading(folder, tmp_path):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_neighbours_in_a_pack_do_not_move_each_other(any_folder, renderer, causal):
+def test_neighbours_in_a_pack_do_not_move_each_other(any_folder, tokenizer, causal):
+    renderer = Renderer(tokenizer, read_spec(any_folder), 256)
     neighbours = (CONTENTS[3], (text(words(9, 50)),), CONTENTS[1])
     middle = CONTENTS[2]
     kept = []
@@ -125,13 +126,29 @@ def test_packed_attention_is_softmax_over_the_own_sequence(causal):
     torch.manual_seed(0)
     q, k, v = torch.randn(1, heads, total, dim), *torch.randn(2, 1, kv_heads, total, dim)
     cu = torch.tensor([0, 5, 6, 11, 14], dtype=torch.int32)
-    out, _ = packed_attention(None, q, k, v, None, scaling=0.3, cu_seq_lens_q=cu, max_length_q=5, is_causal=causal)
+    out, _ = packed_attention(None, q, k, v, None, scaling=0.3, is_causal=causal, **lengths_of(cu, cu))
     for start, end in pairwise(cu.tolist()):
         for t in range(start, end):
             for h in range(heads):
                 seen = slice(start, t + 1 if causal else end)
                 weights = (0.3 * k[0, h // 2, seen] @ q[0, h, t]).softmax(0)
                 torch.testing.assert_close(out[0, t, h], weights @ v[0, h // 2, seen])
+
+
+def test_fewer_queries_than_keys_are_the_same_rows_of_all_queries():
+    """What the MAE decoder asks for: some queries of every sequence, also none of one."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 14, 8)
+    cu = torch.tensor([0, 5, 6, 11, 14], dtype=torch.int32)
+    rows, cu_q = torch.tensor([1, 3, 4, 6, 11, 13]), torch.tensor([0, 3, 3, 4, 6], dtype=torch.int32)
+    whole, _ = packed_attention(None, q, k, v, None, scaling=0.3, is_causal=False, **lengths_of(cu, cu))
+    some, _ = packed_attention(None, q[:, :, rows], k, v, None, scaling=0.3, is_causal=False, **lengths_of(cu_q, cu))
+    torch.testing.assert_close(some, whole[:, rows])
+
+
+def lengths_of(cu_q, cu_k):
+    longest = {f"max_length_{name}": int(cu.diff().max()) for name, cu in (("q", cu_q), ("k", cu_k))}
+    return {"cu_seq_lens_q": cu_q, "cu_seq_lens_k": cu_k, **longest}
 
 
 def test_mean_pool_is_the_mean_of_every_sequence():

@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 
 from moca_core.data.image_files import REASONS, ImageBounds, ImageError, decode, header_size
 from moca_core.data.images import grid_thw, patchify, read_patches, target_size
-from moca_core.model.inputs import add_noise, first_frame, normalise, repeat_in_time
+from moca_core.model.inputs import first_frame, normalise, repeat_in_time, unit_noise
 
 SIDES = [(56, 56), (57, 83), (3, 5), (300, 200), (1, 150), (640, 480), (28, 28), (99, 1000), (141, 42)]
 
@@ -365,16 +365,14 @@ def test_bounds_are_positive(field):
         ImageBounds(**{field: 0})
 
 
-def test_noise_replaces_masked_groups_alone_and_comes_back_from_its_seed(spec):
-    values = torch.randn(24, spec.patch_values * spec.temporal_patch_size)
-    masked = torch.tensor([True, False, True, False, False, True])
-    noised = add_noise(values, masked, 7, spec)
-    rows = masked.repeat_interleave(spec.group_size)
-    assert torch.equal(noised[~rows], values[~rows])
-    noise = noised[rows]
-    assert not torch.isclose(noise, values[rows]).all(1).any()
+def test_every_masked_patch_gets_its_own_noise_from_the_seed_of_its_sequence(spec):
+    like = torch.zeros(1, spec.patch_values * spec.temporal_patch_size)
+    seeds, patches = np.array([7, 8, 9]), np.array([12, 0, 8])
+    noise = unit_noise(seeds, patches, like)
+    assert noise.shape == (20, like.shape[1])
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     correlation = torch.corrcoef(noise) - torch.eye(len(noise))
     assert correlation.abs().max() < 0.2  # no patch is a copy of another
-    assert torch.equal(add_noise(values, masked, 7, spec), noised)
-    assert not torch.equal(add_noise(values, masked, 8, spec)[rows], noise)
+    alone = [unit_noise(seeds[i : i + 1], patches[i : i + 1], like) for i in (2, 0)]
+    assert torch.equal(torch.cat(alone[::-1]), noise)  # in whichever pack a sequence lies
+    assert not torch.isclose(unit_noise(seeds + 1, patches, like), noise).all(1).any()

@@ -7,28 +7,24 @@ import torch
 from torch.nn.functional import normalize
 
 from moca_core.loss.infonce import allowed_candidates, infonce_loss
+from moca_core.loss.linear_cross_entropy import linear_cross_entropy
 from moca_core.loss.mae import mae_loss
-from moca_core.loss.mlm import mlm_loss
-
-
-class Head(torch.nn.Linear):
-    """A head that remembers what reached it."""
-
-    def forward(self, states):
-        self.seen = states.detach()
-        return super().forward(states)
+from moca_core.loss.mlm import LanguageHead, mlm_loss
 
 
 @pytest.fixture
 def head():
     torch.manual_seed(0)
-    return Head(8, 50, bias=False)
+    return LanguageHead(torch.nn.Linear(8, 50, bias=False))
+
+
+def masked_at(places, ids, states, head, shift=True):
+    return mlm_loss(states, torch.tensor(places), torch.tensor(ids), head, shift=shift)
 
 
 def test_uniform_logits_cost_log_v(head):
     torch.nn.init.zeros_(head.weight)
-    labels = torch.tensor([-100, 3, -100, 49, 0])
-    loss = mlm_loss(torch.randn(5, 8), labels, head)
+    loss = masked_at([1, 3, 4], [3, 49, 0], torch.randn(5, 8), head)
     assert loss.count == 3
     assert loss.sum.item() == pytest.approx(3 * math.log(50), rel=1e-6)
 
@@ -36,27 +32,48 @@ def test_uniform_logits_cost_log_v(head):
 @pytest.mark.parametrize("shift", [True, False])
 def test_mlm_is_minus_log_p_of_the_state_before(head, shift):
     states = torch.randn(6, 8, requires_grad=True)
-    labels = torch.tensor([-100, 7, -100, -100, 0, 11])
-    loss = mlm_loss(states, labels, head, shift=shift)
-    places = [1, 4, 5]
+    places, ids = [1, 4, 5], [7, 0, 11]
+    loss = masked_at(places, ids, states, head, shift)
     reads = [p - 1 if shift else p for p in places]
-    assert torch.equal(head.seen, states.detach()[reads])  # only labelled rows, and the right ones
-    expected = sum(-(states[r] @ head.weight.T).log_softmax(0)[labels[p]] for r, p in zip(reads, places, strict=True))
+    expected = sum(-(states[r] @ head.weight.T).log_softmax(0)[i] for r, i in zip(reads, ids, strict=True))
     torch.testing.assert_close(loss.sum, expected)
     loss.sum.backward()
-    assert torch.nonzero(states.grad.abs().sum(1)).flatten().tolist() == reads
+    assert torch.nonzero(states.grad.abs().sum(1)).flatten().tolist() == reads  # only these rows reach the head
 
 
-def test_mlm_of_half_precision_logits_is_summed_in_float32(head):
-    states, labels = torch.randn(400, 8), torch.arange(400) % 50
-    labels[0] = -100
-    exact = mlm_loss(states.bfloat16(), labels, head.bfloat16())
-    assert exact.sum.dtype == torch.float32
+@pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100, None])
+def test_fused_cross_entropy_is_that_of_all_logits(head, chunk_rows):
+    """Loss and gradients against torch, however the rows are cut."""
+    states, targets = torch.randn(7, 8, requires_grad=True), torch.randint(50, (7,))
+    loss = linear_cross_entropy(states, head.weight, targets, chunk_rows=chunk_rows)
+    mine = torch.autograd.grad(3 * loss, (states, head.weight))
+    expected = torch.nn.functional.cross_entropy(states @ head.weight.T, targets, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    for grad, other in zip(mine, torch.autograd.grad(3 * expected, (states, head.weight)), strict=True):
+        torch.testing.assert_close(grad, other, atol=1e-6, rtol=1e-5)
 
 
-def test_mlm_of_no_labels_is_zero_with_gradients(head):
+def test_fused_cross_entropy_of_large_logits_and_of_a_frozen_head(head):
+    states, targets = 100 * torch.randn(7, 8, requires_grad=True), torch.randint(50, (7,))
+    head.weight.requires_grad_(False)
+    loss = linear_cross_entropy(states, head.weight, targets, chunk_rows=2)
+    expected = torch.nn.functional.cross_entropy(states @ head.weight.T, targets, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, states)[0] for x in (loss, expected)), atol=1e-6, rtol=1e-5)
+
+
+def test_mlm_of_half_precision_is_summed_in_float32(head):
+    states, targets = torch.randn(400, 8), torch.arange(400) % 50
+    half = linear_cross_entropy(states.bfloat16(), head.weight.bfloat16(), targets, chunk_rows=64)
+    assert half.dtype == torch.float32
+    logits = (states.bfloat16() @ head.weight.bfloat16().T).float()
+    torch.testing.assert_close(half, torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+
+
+def test_mlm_of_no_masked_token_is_zero_with_gradients(head):
     states = torch.randn(4, 8, requires_grad=True)
-    loss = mlm_loss(states, torch.full((4,), -100), head)
+    none = torch.zeros(0, dtype=torch.long)
+    loss = mlm_loss(states, none, none, head, shift=True)
     loss.sum.backward()
     assert (loss.sum.item(), loss.count) == (0, 0)
     assert torch.equal(states.grad, torch.zeros(4, 8)) and torch.equal(head.weight.grad, torch.zeros(50, 8))

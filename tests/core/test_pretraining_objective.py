@@ -1,6 +1,7 @@
 """Continual pre-training: counts known beforehand, sums that add up, and a decoder that starts from the tower."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from samples import CONTENTS, image, row_of, text, words
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.data.masking import mask, next_token
+from moca_core.data.render import Renderer
 from moca_core.data.rows import packed_row, sequence_row
 from moca_core.model.inputs import to_device
+from moca_core.model.mae_decoder import Canvas
 from moca_core.objective.pretraining import MaskedModelling
+from moca_core.spec import read_spec
 
 
 def objective(folder, spec, seed=0, causal=False, **options):
@@ -36,14 +40,15 @@ TEXT = ((text(words(20)),), (text(words(9, 1)),))
 
 
 @pytest.mark.parametrize("contents", [CONTENTS, TEXT, CONTENTS[1:2]], ids=["mixed", "text", "image"])
-@pytest.mark.parametrize("mae_weight", [0.5, 0])
-def test_counts_are_those_of_the_forward(folder, spec, renderer, contents, mae_weight):
-    module = objective(folder, spec, mae_weight=mae_weight)
+@pytest.mark.parametrize(("mlm_weight", "mae_weight"), [(1, 0.5), (1, 0), (0, 0.5)])
+def test_counts_are_those_of_the_forward(folder, spec, renderer, contents, mlm_weight, mae_weight):
+    module = objective(folder, spec, mlm_weight=mlm_weight, mae_weight=mae_weight)
     batch = batch_of(contents, renderer)
     terms = module(batch)
     assert {n: t.count for n, t in terms.items()} == module.counts(batch)
-    assert list(terms) == list(module.weights) == (["mlm", "mae"] if mae_weight else ["mlm"])
-    assert module.counts(batch)["mlm"] == (batch.labels != -100).sum()
+    assert list(terms) == list(module.weights) == ["mlm"] * bool(mlm_weight) + ["mae"] * bool(mae_weight)
+    if mlm_weight:
+        assert module.counts(batch)["mlm"] == (batch.labels != -100).sum()
     if mae_weight:
         assert terms["mae"].count == 4 * batch.masked_groups.sum()
 
@@ -61,60 +66,52 @@ def test_every_parameter_of_both_towers_gets_a_finite_gradient(folder, spec, ren
 
 
 def test_losses_and_gradients_add_up_over_any_split(folder, spec, renderer):
-    """One batch of three pieces or two batches of the same: equal sums, equal gradients over the total count."""
-    contents, names = [CONTENTS[3], CONTENTS[0], CONTENTS[2]], ["a", "b", "c"]
+    """One batch of three pieces or batches of some of them, in any order: equal sums, equal gradients over the total counts.
+
+    Masks and noise are of the piece, not of the pack."""
+    given = {"a": CONTENTS[3], "b": CONTENTS[0], "c": CONTENTS[2]}
     results = []
-    for split in ([[0, 1, 2]], [[2, 1], [0]], [[1], [2, 0]]):
+    for split in (["abc"], ["cb", "a"], ["b", "ca"]):
         module = objective(folder, spec)
-        batches = [batch_of([contents[i] for i in part], renderer, names=[names[i] for i in part]) for part in split]
+        batches = [batch_of([given[name] for name in part], renderer, names=part) for part in split]
+        totals = {n: sum(module.counts(b)[n] for b in batches) for n in module.weights}
+        sums = dict.fromkeys(totals, 0.0)
         for batch in batches:
-            batch.noise_seed = 0
-            batch.masked_groups[:] = False  # noise belongs to a pack; the painted patches have a test of their own
-        total = sum(module.counts(b)["mlm"] for b in batches)
-        sums = 0
-        for batch in batches:
-            term = module(batch)["mlm"]
-            (term.sum / total).backward()
-            sums += term.sum.item()
-        results.append((sums, total, gradients(module)))
-    for sums, total, grads in results[1:]:
-        assert total == results[0][1]
-        assert sums == pytest.approx(results[0][0], rel=1e-5)
+            terms = module(batch)
+            sum(module.weights[n] * terms[n].sum / totals[n] for n in totals).backward()
+            sums = {n: sums[n] + terms[n].sum.item() for n in sums}
+        results.append((totals, sums, gradients(module)))
+    assert all(results[0][0].values())
+    for totals, sums, grads in results[1:]:
+        assert totals == results[0][0]
+        assert sums == pytest.approx(results[0][1], rel=1e-5)
         for name, grad in grads.items():
             torch.testing.assert_close(grad, results[0][2][name], atol=2e-6, rtol=1e-4)
 
 
-def test_painted_losses_add_up_over_any_split(folder, spec, renderer, monkeypatch):
-    """With the noise replaced by a constant, as it belongs to a pack and not to a patch."""
-    from moca_core.objective import pretraining
-
-    def constant(values, masked, seed, spec):
-        return torch.where(masked.repeat_interleave(spec.group_size)[:, None], torch.full_like(values, 0.3), values)
-
-    monkeypatch.setattr(pretraining, "add_noise", constant)
-    results = []
-    for split in ([["a", "b"]], [["b"], ["a"]]):
-        module = objective(folder, spec)
-        given = {"a": CONTENTS[3], "b": CONTENTS[2]}
-        batches = [batch_of([given[n] for n in part], renderer, names=part) for part in split]
-        total = sum(module.counts(b)["mae"] for b in batches)
-        for batch in batches:
-            (module(batch)["mae"].sum / total).backward()
-        results.append((total, gradients(module)))
-    assert results[0][0] == results[1][0] > 0
-    assert any(n.startswith("encoder.backbone.visual") for n in results[0][1])
-    for name, grad in results[0][1].items():
-        torch.testing.assert_close(grad, results[1][1][name], atol=2e-6, rtol=1e-4)
-
-
-def test_the_decoder_starts_as_the_middle_layer(folder, spec):
-    module = objective(folder, spec)
-    middle = module.encoder.backbone.language_model.layers[1]  # of three
-    decoder = module.mae_decoder.layer
-    for name, weight in middle.named_parameters():
-        copied = decoder.get_parameter(name)
-        assert torch.equal(copied, weight) and copied.data_ptr() != weight.data_ptr()
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_decoder_starts_as_the_middle_layers(folder, spec, depth):
+    module = objective(folder, spec, decoder_layers=depth)
+    layers = module.encoder.backbone.language_model.layers  # three
+    assert len(module.mae_decoder.layers) == depth
+    for number, decoder in enumerate(module.mae_decoder.layers, 1):
+        for name, weight in layers[number].named_parameters():
+            copied = decoder.get_parameter(name)
+            assert torch.equal(copied, weight) and copied.data_ptr() != weight.data_ptr()
     assert module.mae_decoder.projection.out_features == 4 * 3 * 14 * 14
+
+
+def test_a_decoder_deeper_than_the_upper_half_is_refused(folder, spec):
+    with pytest.raises(ValueError, match="3 layers from the middle of 3: 1 to 2"):
+        objective(folder, spec, decoder_layers=3)
+
+
+def test_a_frozen_tower_gives_a_decoder_that_trains(folder, spec, renderer):
+    model = load_backbone(folder)
+    model.requires_grad_(False)
+    module = MaskedModelling(model, spec)
+    module(batch_of(CONTENTS, renderer))["mae"].sum.backward()
+    assert {n.split(".")[0] for n in gradients(module)} == {"mae_decoder"}
 
 
 @torch.no_grad()
@@ -133,26 +130,32 @@ def test_only_masked_tokens_are_projected_and_seen_by_the_mae_loss(folder, spec,
     torch.testing.assert_close(term.sum, expected)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
 @torch.no_grad()
-def test_the_decoder_is_the_layer_over_every_sequence_alone(folder, spec, renderer):
-    """Bidirectional within a sequence, blind to its neighbours, even over a causal tower."""
-    module = objective(folder, spec, causal=True)
-    batch = batch_of(CONTENTS[2:4], renderer, mae_ratio=1.0)
+def test_the_decoder_is_its_layers_over_every_sequence_alone(any_folder, tokenizer, depth):
+    """Bidirectional within a sequence, blind to its neighbours, even over a causal tower; every position computed by transformers."""
+    spec = read_spec(any_folder)
+    module = objective(any_folder, spec, causal=True, decoder_layers=depth)
+    batch = batch_of((CONTENTS[2], CONTENTS[0], CONTENTS[3]), Renderer(tokenizer, spec, 256))
     stream = to_device(batch.stream, spec, torch.device("cpu"))
     hidden = torch.randn(len(stream.input_ids), spec.text_hidden)
     rotary = module.encoder.backbone.language_model.rotary_emb
-    masked = stream.input_ids == spec.image_token_id
-    painted = module.mae_decoder(hidden, stream, masked, rotary)
-    layer = copy.deepcopy(module.mae_decoder.layer)
-    layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
-    layer.self_attn.config._attn_implementation = "eager"
+    masked = stream.image_positions[torch.from_numpy(batch.masked_groups)]
+    canvas = Canvas.of(batch.stream.cu_seqlens, masked.numpy())
+    assert len(canvas.context_lengths) == 2 and len(canvas.context) < len(hidden)  # the text is not looked at
+    painted = module.mae_decoder(hidden, stream.position_ids, canvas, rotary)
+    layers = copy.deepcopy(module.mae_decoder.layers)
+    for layer in layers:
+        layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
+        layer.self_attn.config._attn_implementation = "eager"
     outputs = []
-    for start, end in zip(stream.cu_seqlens[:-1], stream.cu_seqlens[1:], strict=True):
+    for start, end in pairwise(stream.cu_seqlens.tolist()):
         states = hidden[None, start:end]
         positions = rotary(states, stream.position_ids[1:, None, start:end])
-        outputs.append(layer(states, attention_mask=None, position_embeddings=positions))
-    outputs = [o[0] if isinstance(o, tuple) else o for o in outputs]
-    alone = torch.cat([o.reshape(-1, spec.text_hidden) for o in outputs])
+        for layer in layers:
+            states = layer(states, attention_mask=None, position_embeddings=positions)
+        outputs.append(states[0])
+    alone = torch.cat(outputs)
     torch.testing.assert_close(painted, module.mae_decoder.projection(alone[masked]), atol=1e-5, rtol=1e-5)
 
 

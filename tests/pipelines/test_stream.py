@@ -91,7 +91,7 @@ class Packed:
             for (start, end), (first, last) in zip(ends, pairwise(groups.tolist()), strict=True)
         )
         assert len(batch.masked_groups) == groups[-1]
-        return names, (masks, batch.noise_seed, stream.pixels.tobytes())
+        return names, (masks, batch.noise_seeds.tolist(), stream.pixels.tobytes())
 
 
 @pytest.fixture(scope="module")
