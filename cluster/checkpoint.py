@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.storage import build_once
-
 MANIFEST = "engine.json"  # written last: its presence means complete
 TORCH_FILE = "torch.pt"
 ZERO_TAG = "zero"
 
 
 def consolidate(directory: str) -> dict[str, Tensor]:
-    """Full weights of a checkpoint of either engine, on CPU, floating point as fp32, named as in `module.state_dict()`.
+    """Trained weights and buffers of a checkpoint of either engine, on CPU, named as in `module.state_dict()`.
 
-    Tied parameters appear under each of their names. Raises ValueError if the folder holds no complete checkpoint.
+    Floating point as fp32. Tied parameters appear under each of their names; what was frozen is not in a checkpoint.
+    Raises ValueError if the folder holds no complete one.
     """
     manifest = read_manifest(directory)
     if manifest["kind"] == "torch":
@@ -35,9 +34,6 @@ def consolidate(directory: str) -> dict[str, Tensor]:
 
         with contextlib.redirect_stdout(io.StringIO()):  # it narrates
             weights = get_fp32_state_dict_from_zero_checkpoint(directory, tag=ZERO_TAG)
-        if manifest["zero_stage"] == 1:  # DeepSpeed leaves out frozen parameters at this stage only
-            file = Path(directory, ZERO_TAG, "mp_rank_00_model_states.pt")
-            weights = {**torch.load(file, map_location="cpu", weights_only=False)["module"], **weights}
     return {name: w.detach().float() if w.is_floating_point() else w.detach() for name, w in weights.items()}
 
 
@@ -81,6 +77,8 @@ def reshard_zero(directory: str) -> str:
         if done.returncode:
             raise RuntimeError(f"cannot convert the checkpoint {directory} for other ranks: {done.stderr[-2000:]}")
         shutil.rmtree(Path(target, "tmp"), ignore_errors=True)
+
+    from cluster.storage import build_once  # here, as TorchEngine needs torch alone
 
     return build_once(f"universal-{key}", convert)
 

@@ -59,7 +59,7 @@ class BaseConfig(TrainingConfig):
 
 
 def base_step(config: BaseConfig) -> Step:
-    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=2)
+    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=3)
 
 
 def run(context: Context) -> dict:
@@ -107,7 +107,8 @@ def bootstrap(
     import torch
 
     from cluster import tracking as tracking_module
-    from cluster.engine import EngineConfig, TorchEngine
+    from cluster.engine import EngineConfig
+    from cluster.torch_engine import TorchEngine
     from moca_core import bootstrap as tiny
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.objective.pretraining import MaskedModelling

@@ -26,7 +26,8 @@ def run_training(
     `open_at(steps)` gives this rank's stream over those global steps.
     """
     from cluster import collectives, tracking
-    from cluster.engine import DeepSpeedEngine, EngineConfig
+    from cluster.deepspeed_engine import DeepSpeedEngine
+    from cluster.engine import EngineConfig
 
     engine = DeepSpeedEngine(
         objective,

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from cluster.checkpoint import consolidate, read_manifest
 from cluster.collectives import all_gather, all_gather_with_grad, all_reduce_sum, rank, world_size
-from cluster.engine import DeepSpeedEngine, Engine, EngineConfig, TorchEngine, zero_config
+from cluster.deepspeed_engine import DeepSpeedEngine, zero_config
+from cluster.engine import Engine, EngineConfig
+from cluster.torch_engine import TorchEngine
 
 STAGES = (1, 2, 3)
 STEPS = 4
 LR = 0.5
 # A large eps makes Adam's update proportional to the gradient: a wrong scale shows at the first step.
 CONFIG = EngineConfig(micro_batches_per_step=2, weight_decay=0.1, eps=1.0)
+BF16 = dataclasses.replace(CONFIG, precision="bf16")
 CLIPPED = dataclasses.replace(CONFIG, max_grad_norm=0.1)
 
 
@@ -29,7 +32,7 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 8)
-        self.frozen = nn.Linear(8, 8, bias=False).requires_grad_(False)
+        self.frozen = self.also_frozen = nn.Linear(8, 8, bias=False).requires_grad_(False)
         self.norm = nn.LayerNorm(8)
         self.middle = nn.Linear(8, 8)
         self.head = nn.Linear(8, 11, bias=False)
@@ -44,7 +47,7 @@ class Tied(nn.Module):
 
 def build() -> Tied:
     torch.manual_seed(0)
-    return Tied()
+    return Tied().eval()  # as transformers loads a model
 
 
 def rows(step: int, part: int | None) -> Tensor:
@@ -116,6 +119,7 @@ def two_ranks(folder: str) -> dict[str, object]:
         curve = train(engine, range(2), 2)
         engine.save(f"{folder}/half{stage}", {"step": 2, "lr": 0.1})
         curve += train(engine, range(2, STEPS), 2)
+        found[f"training{stage}"] = engine.module.middle.training
         engine.save(f"{folder}/whole{stage}", {"step": STEPS})
         found[f"curve{stage}"], found[f"live{stage}"] = curve, live_weights(engine)
         engine.close()
@@ -146,8 +150,16 @@ def two_ranks(folder: str) -> dict[str, object]:
 
 
 def one_rank(folder: str) -> dict[str, object]:
-    """Two ranks' checkpoints taken up by one."""
+    """Two ranks' checkpoints taken up by one; and what one rank does in bf16."""
     found: dict[str, object] = {}
+    for kind in (DeepSpeedEngine, TorchEngine):
+        module, name = build(), kind.__name__
+        for parameter in module.parameters():  # DeepSpeed's masters start from weights rounded to bf16, ours from fp32
+            parameter.data = parameter.data.bfloat16().float()
+        engine = kind(module, BF16)
+        found[f"bf16-{name}"] = train(engine, range(STEPS), 2)
+        engine.save(f"{folder}/bf16-{name}", {})
+        engine.close()
     for saved, stage in ((1, 2), (2, 2), (2, 1), (3, 3)):
         engine = DeepSpeedEngine(build(), dataclasses.replace(CONFIG, zero_stage=stage, micro_batches_per_step=1))
         found[f"state{saved}{stage}"] = engine.load(f"{folder}/half{saved}")
@@ -174,6 +186,12 @@ def found(folder: Path) -> dict:
     return torch.load(folder / "found2.pt", weights_only=False)
 
 
+@pytest.fixture(scope="module")
+def found_alone(found: dict, folder: Path) -> dict:
+    mp.spawn(rank_main, (1, str(folder)), nprocs=1)
+    return torch.load(folder / "found1.pt", weights_only=False)
+
+
 def assert_same_curve(one: list, other: list) -> None:
     torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-6)
 
@@ -194,6 +212,11 @@ def test_zero_equals_one_process(found: dict, stage: int) -> None:
     start = build().state_dict()
     assert not torch.allclose(weights["middle.weight"], start["middle.weight"], atol=1e-2)  # it did train
     assert torch.equal(weights["frozen.weight"], start["frozen.weight"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_module_trains_in_training_mode(found: dict, stage: int) -> None:
+    assert found[f"training{stage}"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -218,10 +241,9 @@ def test_resumed_is_bit_equal(found: dict, stage: int) -> None:
 def test_consolidate_equals_live_weights(found: dict, folder: Path, stage: int) -> None:
     weights = consolidate(str(folder / f"whole{stage}"))
     live = found[f"live{stage}"]
-    assert set(weights) == set(live)
+    assert set(weights) == set(live) - {"frozen.weight", "also_frozen.weight"}
     assert "head.weight" in weights
-    assert all(torch.equal(weights[name], live[name]) for name in live)
-    build().load_state_dict(weights)
+    assert all(torch.equal(weights[name], live[name]) for name in weights)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -249,12 +271,10 @@ def test_gathered_gradient_equals_one_process(found: dict) -> None:
     assert (rank(), world_size()) == (0, 1)
 
 
-def test_other_ranks_and_stages_continue(found: dict, folder: Path) -> None:
-    mp.spawn(rank_main, (1, str(folder)), nprocs=1)
-    resharded = torch.load(folder / "found1.pt", weights_only=False)
+def test_other_ranks_and_stages_continue(found: dict, found_alone: dict, folder: Path) -> None:
     for pair in ("12", "22", "21", "33"):
-        assert resharded[f"state{pair}"]["step"] == 2
-        assert_same_curve(resharded[f"curve{pair}"], found["curve2"][2:])
+        assert found_alone[f"state{pair}"]["step"] == 2
+        assert_same_curve(found_alone[f"curve{pair}"], found["curve2"][2:])
     assert not [path for path in (folder / "cache").iterdir() if path.is_dir()]
 
 
@@ -267,17 +287,14 @@ def test_torch_engine_resumes_bit_equal(tmp_path: Path) -> None:
     other = TorchEngine(build(), config)
     assert other.load(str(tmp_path)) == {"step": 2}
     assert train(other, range(2, STEPS), 1) == curve
-    saved = consolidate(str(tmp_path))
-    assert set(saved) == set(build().state_dict())
+    trained = set(build().state_dict()) - {"frozen.weight", "also_frozen.weight"}
+    assert set(consolidate(str(tmp_path))) == trained
 
 
-def test_torch_engine_bf16_consolidates_to_fp32(tmp_path: Path) -> None:
-    engine = TorchEngine(build(), dataclasses.replace(CONFIG, precision="bf16", micro_batches_per_step=1))
-    curve = train(engine, range(STEPS), 1)
-    assert curve[-1][0] == pytest.approx(alone(CONFIG)[0][-1][0], rel=0.05)
-    engine.save(str(tmp_path), {})
-    assert engine.module.embed.weight.dtype == torch.bfloat16
-    assert {weight.dtype for weight in consolidate(str(tmp_path)).values()} == {torch.float32}
+def test_torch_engine_does_bf16_as_deepspeed_does(found_alone: dict, folder: Path) -> None:
+    names = [f"bf16-{engine.__name__}" for engine in (TorchEngine, DeepSpeedEngine)]
+    assert_same_curve(*(found_alone[name] for name in names))
+    assert_same_weights(*(consolidate(str(folder / name)) for name in names))
 
 
 def test_torch_engine_survives_a_poisoned_gradient() -> None:
@@ -318,7 +335,7 @@ def test_clipping_is_explicit_in_the_deepspeed_config() -> None:
 
 
 def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="Linear has no parameter with requires_grad: nothing to train"):
         TorchEngine(nn.Linear(2, 2).requires_grad_(False), EngineConfig())
 
 
@@ -327,7 +344,7 @@ def test_shm_op_stays_switchable() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.ops
 
-    from cluster.engine import disable_shm_op
+    from cluster.deepspeed_engine import disable_shm_op
 
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
     disable_shm_op()

@@ -12,7 +12,9 @@ import pytest
         ("storage", ("ray", "torch", "mlflow", "s3fs", "deepspeed")),
         ("tracking", ("ray", "torch", "mlflow", "deepspeed")),
         ("workers", ("ray", "torch", "mlflow", "deepspeed")),
-        ("engine", ("ray", "mlflow", "deepspeed")),
+        ("engine", ("ray", "mlflow", "deepspeed", "pyarrow", "fsspec", "transformers")),
+        ("torch_engine", ("ray", "mlflow", "deepspeed", "pyarrow", "fsspec", "transformers")),
+        ("deepspeed_engine", ("ray", "mlflow", "deepspeed")),
         ("collectives", ("ray", "mlflow", "deepspeed")),
     ],
 )

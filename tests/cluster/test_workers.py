@@ -13,7 +13,9 @@ import torch
 
 from cluster import storage
 from cluster.checkpoint import consolidate
-from cluster.engine import DeepSpeedEngine, Engine, EngineConfig, TorchEngine
+from cluster.deepspeed_engine import DeepSpeedEngine
+from cluster.engine import Engine, EngineConfig
+from cluster.torch_engine import TorchEngine
 from cluster.workers import ClusterConfig, Worker, connect, run_tasks, run_workers
 
 ENGINE = EngineConfig(eps=1.0, weight_decay=0.1)

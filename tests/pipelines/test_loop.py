@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.engine import EngineConfig, TorchEngine
+from cluster.engine import EngineConfig
+from cluster.torch_engine import TorchEngine
 from moca_core.loss import LossTerm
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train

@@ -1,0 +1,135 @@
+"""Many processes: DeepSpeed ZeRO behind the contract of cluster/engine.py."""
+
+import json
+import os
+import shutil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.checkpoint import MANIFEST, ZERO_TAG, read_manifest, reshard_zero, write_manifest
+from cluster.engine import EngineConfig, adamw, count_down, require_same_trained, set_lr, trained_parameters
+
+_CONSTANTS = ("weight_decay", "betas", "eps")
+
+
+class DeepSpeedEngine:
+    """ZeRO 1, 2 or 3 on this process's torch.distributed group: CPU if its backend is gloo, CUDA if it is nccl."""
+
+    def __init__(self, module: nn.Module, config: EngineConfig) -> None:
+        if not torch.distributed.is_initialized():
+            raise ValueError(
+                "DeepSpeedEngine needs a torch.distributed group (run_workers makes one); without: TorchEngine"
+            )
+        on_cpu = torch.distributed.get_backend() != "nccl"
+        if on_cpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is first imported
+        import deepspeed
+
+        if on_cpu:
+            disable_shm_op()
+        deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+        trained = trained_parameters(module)
+        self._trained = list(trained)
+        size = sum(parameter.numel() for parameter in module.parameters())
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module.train(),
+            optimizer=adamw(trained.values(), config),
+            config=zero_config(config, size),
+            dist_init_required=False,
+        )
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = torch.device(self._engine.device)
+        self.module = module
+        self._config = config
+        self._waiting = config.micro_batches_per_step
+
+    def forward(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self._waiting = count_down(self._waiting)
+        # DeepSpeed averages over ranks and micro-batches; we sum.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        if self._waiting:
+            self._engine.step()  # before the last micro-batch this only counts
+
+    def step(self, lr: float) -> float:
+        assert self._waiting == 0, f"step() came {self._waiting} micro-batches too early"
+        self._waiting = self._config.micro_batches_per_step
+        set_lr(self._optimizer, lr)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        assert norm is not None, "DeepSpeed did not compute a gradient norm"
+        return float(norm)
+
+    def save(self, directory: str, state: dict[str, Any]) -> None:
+        json.dumps(state)  # fails here on every rank, not on rank 0 alone after the shards
+        self._engine.save_checkpoint(directory, tag=ZERO_TAG, exclude_frozen_parameters=True)
+        if self.rank == 0:
+            facts = {"kind": "zero", "world_size": self.world_size, "zero_stage": self._config.zero_stage}
+            write_manifest(directory, {**facts, "trained": self._trained, "state": state})
+        torch.distributed.barrier()  # whoever returns may rely on the manifest
+
+    def load(self, directory: str) -> dict[str, Any]:
+        manifest = read_manifest(directory, kind="zero")
+        saved, mine = manifest["zero_stage"], self._config.zero_stage
+        if (saved == 3) != (mine == 3):
+            raise ValueError(
+                f"{directory} is of ZeRO stage {saved} and cannot continue at {mine}: set zero_stage={saved}"
+            )
+        require_same_trained(directory, manifest["trained"], self._trained)
+        same_shape = (manifest["world_size"], saved) == (self.world_size, mine)
+        source = directory if same_shape else reshard_zero(directory)
+        constants = [{key: group[key] for key in _CONSTANTS} for group in self._optimizer.param_groups]
+        self._engine._config.load_universal_checkpoint = not same_shape
+        # Not strict: what is frozen is not in the file. That the rest is all there was asked above.
+        path, _ = self._engine.load_checkpoint(source, tag=ZERO_TAG, load_module_strict=False)
+        self._engine._config.load_universal_checkpoint = False
+        # DeepSpeed gives all groups of a resharded stage 3 the weight decay of the first, and one shared tensor as step
+        # counter, which Adam then increments once per group.
+        for group, constant in zip(self._optimizer.param_groups, constants, strict=True):
+            group.update(constant)
+        for moments in self._optimizer.optimizer.state.values():
+            if isinstance(moments.get("step"), Tensor):
+                moments["step"] = moments["step"].clone()
+        if not same_shape:
+            torch.distributed.barrier()
+            shutil.rmtree(source, ignore_errors=True)  # as large as the checkpoint, and every rank has what it needs
+        if path is None:
+            raise ValueError(f"{directory} has a {MANIFEST} but no DeepSpeed checkpoint")
+        return manifest["state"]
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def zero_config(config: EngineConfig, parameters: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of `config` for a model of that many parameters.
+
+    What has a surprising default is written out.
+    """
+    bucket = max(1, min(parameters, 200_000_000))  # elements; the default allocates 2 GB for the smallest model
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    ds: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # a formality: batches are flat token streams
+        "gradient_accumulation_steps": config.micro_batches_per_step,
+        "gradient_clipping": config.max_grad_norm,  # DeepSpeed's default would be 1.0
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if config.precision == "bf16":
+        ds["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        ds["communication_data_type"] = "fp32"
+        if config.zero_stage > 1:  # at stage 1 this option switches to another optimizer wrapper altogether
+            ds["data_types"] = {"grad_accum_dtype": "fp32"}
+    return ds
+
+
+def disable_shm_op() -> None:
+    """Keep deepspeed from compiling a C++ operator that only inference uses, at every start on a CPU."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
