@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _connecting = threading.Lock()
 
@@ -23,7 +23,8 @@ class ClusterConfig:
     """How much of the cluster a worker group takes. Changes speed and safety, never a result.
 
     cpus_per_worker may be a fraction: on a small machine the data stages need what is left. data_tasks_per_worker:
-    tasks that prepare batches ahead of each worker, at the same time. max_failures: how often
+    tasks that prepare batches ahead of each worker, at the same time. activation_checkpointing: what layers keep for the backward
+    pass, "none" of it computed again, "selective" (what is cheap) or "full". max_failures: how often
     the group is started again before the run fails. object_store_mb: Ray's shared memory when it runs inside this
     process. worker_start_timeout_s: how long a cluster that can grow may take to offer the resources.
     """
@@ -33,6 +34,7 @@ class ClusterConfig:
     gpus_per_worker: float = 0
     data_tasks_per_worker: int = 2
     zero_stage: int = 2
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
     max_failures: int = 3
     object_store_mb: int = 384
     checkpoint_keep: int = 2
@@ -76,6 +78,8 @@ def connect(config: ClusterConfig) -> None:
                 "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed on this torch: one per worker and collective
                 "RAY_DATA_STARVATION_WARNING_DELAY_S": str(_NO_PROGRESS_S),
             }
+            if not config.gpus_per_worker:  # whoever imports deepspeed (accelerate does) need not look, and warn
+                variables["DS_ACCELERATOR"] = "cpu"
             if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job brings its code along
                 repository = str(Path(__file__).resolve().parents[1])
                 variables["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moca_core.loss import LossTerm
-from moca_core.loss.linear_cross_entropy import linear_cross_entropy
+from moca_core.loss.fused_cross_entropy import linear_cross_entropy
 
 
 class LanguageHead(nn.Module):

@@ -113,8 +113,8 @@ def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, flo
     small = {name: sizes[name] for name in weights if sizes[name] < config.batch_size}
     if small and config.task_batches:
         raise ValueError(
-            f"tasks smaller than finetune.batch_size={config.batch_size}: {small}; lower the batch size, or leave them out with "
-            "finetune.exclude"
+            f"tasks smaller than finetune.batch_size={config.batch_size}: {small}; lower the batch size, leave them out "
+            "(finetune.exclude), or let batches be of all tasks (finetune.task_batches=false)"
         )
     return weights
 
@@ -124,12 +124,14 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     from cluster import collectives
     from moca_core.backbone import load_backbone
     from moca_core.objective.contrastive import Contrastive, Gather
+    from moca_core.recompute import set_recompute
     from pipelines.training.job import run_training
 
     config: FinetuneConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
     set_attention(model, config.attention)
+    set_recompute(model, job["recompute"])
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
     objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)
 

@@ -23,8 +23,9 @@ class PretrainConfig(TrainingConfig):
     """`rows_per_step` packed rows make one optimizer step over all workers. The rest is the paper's section 3.1.
 
     `shift` predicts a masked token from the hidden state before it (Eq. 1); without it, from its own position as the authors'
-    released code does. A ratio of 0 switches its half off: mlm_ratio=0, or mae_ratio=0 together with mae_weight=0; steps=0 leaves
-    the whole stage out. The model that comes out declares `attention`: every reader obeys it.
+    released code does. Ratio and weight of 0 switch a half off: mlm_ratio=0 with mlm_weight=0, or mae_ratio=0 with mae_weight=0;
+    steps=0 leaves the whole stage out. `normalise_patches` paints every patch in units of its own contrast; `decoder_layers` are
+    copied from the middle of the language tower upwards. The model that comes out declares `attention`: every reader obeys it.
     """
 
     steps: int = 300
@@ -33,25 +34,32 @@ class PretrainConfig(TrainingConfig):
     rows_per_step: int = 2
     mlm_ratio: float = 0.4
     mae_ratio: float = 0.5
+    mlm_weight: float = 1.0
     mae_weight: float = 0.5
     shift: bool = True
     normalise_patches: bool = False
+    decoder_layers: int = 1
 
     least_steps = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("mlm_ratio", "mae_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        if (self.mae_ratio == 0) != (self.mae_weight == 0):
-            raise ValueError(
-                f"mae_ratio={self.mae_ratio} with mae_weight={self.mae_weight}: both are 0 (no MAE) or neither is"
-            )
+        for part in ("mlm", "mae"):
+            ratio, weight = getattr(self, f"{part}_ratio"), getattr(self, f"{part}_weight")
+            if not 0 <= ratio < 1:
+                raise ValueError(f"{part}_ratio={ratio} must be at least 0 and below 1")
+            if weight < 0:
+                raise ValueError(f"{part}_weight={weight} must be at least 0")
+            if (ratio == 0) != (weight == 0):
+                raise ValueError(
+                    f"{part}_ratio={ratio} with {part}_weight={weight}: both are 0 (no {part.upper()}) or neither is"
+                )
         if self.mlm_ratio == 0 and self.mae_ratio == 0:
             raise ValueError("mlm_ratio=0 and mae_ratio=0 leave nothing to learn; raise one of them")
         if self.rows_per_step < 1:
             raise ValueError(f"rows_per_step={self.rows_per_step} must be at least 1")
+        if self.decoder_layers < 1:
+            raise ValueError(f"decoder_layers={self.decoder_layers} must be at least 1")
 
 
 def pretrain_step(config: PretrainConfig) -> Step:
@@ -78,7 +86,7 @@ def run(context: Context) -> dict:
         },
         start_model=base.path(base.result["model"]),
         micro_batches=config.rows_per_step // context.execution.cluster.num_workers,
-        losses=[*(["mlm"] if config.mlm_ratio else []), *(["mae"] if config.mae_weight else []), "total"],
+        losses=[*(["mlm"] if config.mlm_weight else []), *(["mae"] if config.mae_weight else []), "total"],
     )
 
 
@@ -88,15 +96,23 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
 
     from moca_core.backbone import load_backbone
     from moca_core.objective.pretraining import MaskedModelling
+    from moca_core.recompute import set_recompute
     from pipelines.training.job import run_training
 
     config: PretrainConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
     set_attention(model, config.attention)
+    set_recompute(model, job["recompute"])
     torch.manual_seed(config.seed)  # the MAE projection is new, and equal on all ranks
     objective = MaskedModelling(
-        model, spec, mae_weight=config.mae_weight, shift=config.shift, normalise_patches=config.normalise_patches
+        model,
+        spec,
+        mlm_weight=config.mlm_weight,
+        mae_weight=config.mae_weight,
+        shift=config.shift,
+        normalise_patches=config.normalise_patches,
+        decoder_layers=config.decoder_layers,
     )
 
     costs = read_table(job["index"])["cost_flops"].to_numpy()

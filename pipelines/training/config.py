@@ -4,10 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from moca_core.parts import Part, require_parts
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything that makes a run the same run. Where it runs, with how many workers and at which ZeRO stage, is not in here."""
+    """Everything that makes a run the same run. Where it runs, with how many workers and at which ZeRO stage, is not in here.
+
+    Parts of the model in `freeze` stay as they are, to the bit.
+    """
 
     steps: int
     learning_rate: float
@@ -16,6 +21,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    freeze: tuple[Part, ...] = ()
     seed: int = 0
 
     least_steps = 1  # 0 for a stage that a recipe may leave out
@@ -29,6 +35,7 @@ class TrainingConfig:
             raise ValueError(f"warmup_fraction={self.warmup_fraction} must be at least 0 and below 1")
         if self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive, or 0 for no clipping")
+        require_parts(self.freeze)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up from above 0 to the peak, then decay towards 0 at the end of the last step."""

@@ -27,6 +27,7 @@ def run_training(
     """
     from cluster import collectives, tracking
     from cluster.deepspeed_engine import DeepSpeedEngine
+    from cluster.devices import peak_flops_per_s
     from cluster.engine import EngineConfig
 
     engine = DeepSpeedEngine(
@@ -71,6 +72,7 @@ def run_training(
         sum_over_ranks=collectives.all_reduce_sum,
         report=report,
         checkpoint=checkpoint,
+        peak_flops_per_s=peak_flops_per_s(engine.device, config.precision),
     )
     if run is not None:
         run.flush()
@@ -100,11 +102,12 @@ class Progress:
     def line(self, row: dict[str, float]) -> str:
         done = row["step"] + 1
         pace_s = (time.perf_counter() - self.started) / (done - self.first_step)
-        hidden = {"step", "tokens", "tokens_per_s", "data_wait", "learning_rate", "grad_norm"}
+        hidden = {"step", "tokens", "tokens_per_s", "tflops_per_s", "mfu", "data_wait", "learning_rate", "grad_norm"}
         losses = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in hidden)
+        speed = f"MFU {row['mfu']:.0%}" if "mfu" in row else f"{row['tflops_per_s']:.2g} TFLOP/s"
         filled = round(20 * done / self.steps)
         return (
             f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done:>{len(str(self.steps))}}/{self.steps}  {losses}  "
-            f"lr {row['learning_rate']:.1e}  {row['tokens_per_s']:.0f} tok/s  data wait {row['data_wait']:.0%}  "
+            f"lr {row['learning_rate']:.1e}  {row['tokens_per_s']:.0f} tok/s  {speed}  data wait {row['data_wait']:.0%}  "
             f"{(self.steps - done) * pace_s:.0f} s left"
         )

@@ -12,11 +12,13 @@ from pipelines.training.config import TrainingConfig
 
 
 class Objective(Protocol):
-    """What is trained: a batch to loss terms, whose counts are known before the forward pass."""
+    """What is trained: a batch to loss terms, whose counts and FLOPs are known before the forward pass."""
 
     weights: dict[str, float]
 
     def counts(self, batch: Any) -> dict[str, int]: ...
+
+    def flops(self, batch: Any) -> float: ...
 
     def __call__(self, batch: Any) -> dict[str, LossTerm]: ...
 
@@ -30,8 +32,11 @@ def train(
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
     report: Callable[[int, dict[str, float]], None],
     checkpoint: Callable[[int], None],
+    peak_flops_per_s: float | None = None,
 ) -> None:
     """Trains over the stream. `report(step, metrics)` and `checkpoint(steps done)` are called after every step.
+
+    `peak_flops_per_s` of one worker's device gives the metric "mfu", the share of it that the step's FLOPs came to, waiting included.
 
     Every loss term is divided by its count over all ranks and micro-batches of the step, so that how rows fall on ranks never
     changes a gradient.
@@ -45,11 +50,10 @@ def train(
         local = torch.tensor(
             [[float(objective.counts(batch)[name]) for name in names] for batch in batches], dtype=torch.float64
         )
-        tokens = float(sum(len(batch.stream.input_ids) for batch in batches))
-        summed = sum_over_ranks(
-            torch.cat([local.sum(0), torch.tensor([tokens], dtype=torch.float64)]).to(engine.device)
-        )
-        counts = dict(zip(names, summed[:-1].tolist(), strict=True))
+        work = [sum(len(batch.stream.input_ids) for batch in batches), sum(map(objective.flops, batches))]
+        summed = torch.cat([local.sum(0), torch.tensor(work, dtype=torch.float64)]).to(engine.device)
+        *counted, tokens, flops = sum_over_ranks(summed).tolist()
+        counts = dict(zip(names, counted, strict=True))
         sums = torch.zeros(len(names), dtype=torch.float64, device=engine.device)
         for batch in batches:
             terms = engine.forward(batch)
@@ -73,10 +77,12 @@ def train(
                 "total": total,
                 "learning_rate": learning_rate,
                 "grad_norm": grad_norm,
-                "tokens": summed[-1].item(),
-                "tokens_per_s": summed[-1].item() / elapsed,
+                "tokens": tokens,
+                "tokens_per_s": tokens / elapsed,
+                "tflops_per_s": flops / elapsed / engine.world_size / 1e12,
                 "data_wait": data_wait_s / elapsed,
-            },
+            }
+            | ({"mfu": flops / elapsed / engine.world_size / peak_flops_per_s} if peak_flops_per_s else {}),
         )
         checkpoint(step + 1)
         clock = time.perf_counter()

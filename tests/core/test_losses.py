@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from moca_core.loss.fused_cross_entropy import linear_cross_entropy
 from moca_core.loss.infonce import allowed_candidates, infonce_loss
-from moca_core.loss.linear_cross_entropy import linear_cross_entropy
 from moca_core.loss.mae import mae_loss
 from moca_core.loss.mlm import LanguageHead, mlm_loss
 

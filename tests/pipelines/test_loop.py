@@ -39,12 +39,15 @@ class Square(torch.nn.Module):
     def counts(self, batch):
         return {"square": len(batch.x), "seen": len(batch.x)}
 
+    def flops(self, batch):
+        return 1e6 * len(batch.x)
+
     def forward(self, batch):
         square = (self.w[0, 0] * batch.x - 1).square().sum()
         return {"square": LossTerm(square, len(batch.x)), "seen": LossTerm(batch.x.sum(), len(batch.x))}
 
 
-def run(steps: list[list[Batch]], start: float = 0.5, **settings):
+def run(steps: list[list[Batch]], start: float = 0.5, peak=None, **settings):
     config = TrainingConfig(
         steps=len(steps), learning_rate=0.1, decay="none", warmup_fraction=0, max_grad_norm=0, **settings
     )
@@ -59,6 +62,7 @@ def run(steps: list[list[Batch]], start: float = 0.5, **settings):
         sum_over_ranks=lambda tensor: tensor,
         report=lambda step, metrics: reports.append(metrics),
         checkpoint=checkpoints.append,
+        peak_flops_per_s=peak,
     )
     return objective.w.item(), reports, checkpoints
 
@@ -68,6 +72,14 @@ def test_a_split_into_uneven_micro_batches_changes_nothing():
     split, two, _ = run([[batch(1), batch(2, 3, 4)]] * 5)
     assert split == pytest.approx(whole, abs=1e-6)
     assert [r["total"] for r in two] == pytest.approx([r["total"] for r in one], abs=1e-6)
+
+
+def test_work_is_counted_over_all_micro_batches_and_measured_by_the_peak():
+    _, (row,), _ = run([[batch(1), batch(2, 3)]], peak=1e9)
+    assert row["tflops_per_s"] / row["tokens_per_s"] == pytest.approx(1e6 / 1e12)  # this objective's FLOPs of a token
+    assert row["mfu"] == pytest.approx(row["tflops_per_s"] * 1e12 / 1e9)
+    _, (row,), _ = run([[batch(1)]])
+    assert "mfu" not in row
 
 
 def test_losses_are_means_over_all_elements_and_weights_enter_the_total_only():
