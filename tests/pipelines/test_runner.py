@@ -63,6 +63,17 @@ def test_a_changed_setting_runs_its_step_and_what_follows_and_is_named(tmp_path)
     assert "new code (version 2)" in make_plan(steps(value=2, version=2), str(tmp_path))[0].why
 
 
+def test_a_step_that_came_or_went_is_named(tmp_path):
+    left, right, both = steps()
+    run_plan(make_plan([left, right, both], str(tmp_path)), Executor(), {})
+    alone = Step("both", None, Toy(), needs=("left",))
+    (_, planned) = make_plan([left, alone], str(tmp_path))
+    assert not planned.done and planned.why == "without right"
+    three = [*steps(value=2), Step("third", None, Toy())]
+    three[2] = Step("both", None, Toy(), needs=("left", "right", "third"))
+    assert make_plan(three, str(tmp_path))[2].why == "left changed; with third"
+
+
 def test_independent_steps_run_side_by_side(tmp_path):
     meet = threading.Barrier(2, timeout=10)  # breaks unless both are inside at the same time
     run(tmp_path, Executor(left=meet.wait, right=meet.wait))
