@@ -32,7 +32,7 @@ class DeepSpeedEngine:
         deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
         trained = trained_parameters(module)
         self._trained = list(trained)
-        size = sum(parameter.numel() for parameter in module.parameters())
+        size = sum(parameter.numel() for parameter in trained.values())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.train(),
             optimizer=adamw(trained.values(), config),
@@ -106,7 +106,7 @@ class DeepSpeedEngine:
 
 
 def zero_config(config: EngineConfig, parameters: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of `config` for a model of that many parameters.
+    """The DeepSpeed configuration of `config` for that many trained parameters.
 
     What has a surprising default is written out.
     """

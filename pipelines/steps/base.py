@@ -45,6 +45,11 @@ class BaseConfig(TrainingConfig):
             raise ValueError(
                 f"base.model={self.model!r} is neither a folder, an s3:// URI nor a name on the hub (owner/name)"
             )
+        if self.freeze:
+            raise ValueError(
+                f"base.freeze={list(self.freeze)}: a model from nothing has nothing worth keeping, and a given one is not trained here; "
+                "set pretrain.freeze or finetune.freeze"
+            )
 
     def on_hub(self) -> bool:
         return bool(self.model and HUB_NAME.fullmatch(self.model) and not os.path.exists(self.model))

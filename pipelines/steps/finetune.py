@@ -12,6 +12,7 @@ from moca_core.data.codec import to_bytes
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
 from moca_core.data.schema import row_to_pair
+from moca_core.lora import Lora
 from moca_core.spec import BackboneSpec
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_rows
@@ -27,7 +28,8 @@ class FinetuneConfig(TrainingConfig):
 
     `weights` draws tasks by name; without it tasks are drawn by their number of pairs. `exclude` leaves tasks out: names, or
     patterns such as "wiki*" (`*` also matches slashes). With `task_batches` a batch is of one task, without it every pair is drawn
-    from all of them. The model that comes out declares `attention`: every reader obeys it.
+    from all of them. The model that comes out declares `attention`: every reader obeys it. With a `lora.rank` adapters are trained and
+    nothing else; the model that comes out has them merged into its weights, and `adapter/` beside it holds them alone.
     """
 
     steps: int = 400
@@ -40,9 +42,15 @@ class FinetuneConfig(TrainingConfig):
     weights: dict[str, float] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     task_batches: bool = True
+    lora: Lora = Lora()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lora.rank and self.freeze:
+            raise ValueError(
+                f"freeze={list(self.freeze)} with lora.rank={self.lora.rank}: under adapters all of the model is frozen; set freeze=[], "
+                "and lora.targets to where adapters go"
+            )
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size={self.batch_size} must be at least 2: a query needs another's answer to tell from its own"
@@ -92,6 +100,7 @@ def run(context: Context) -> dict:
         start_model=start.path(start.result["model"]),
         micro_batches=1,
         losses=["contrastive", "accuracy"],
+        lora=config.lora if config.lora.rank else None,
     )
 
 
@@ -123,7 +132,9 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model with its attention, its objective over all ranks, and this rank's stream of pairs."""
     from cluster import collectives
     from moca_core.backbone import load_backbone
+    from moca_core.lora import add_adapters
     from moca_core.objective.contrastive import Contrastive, Gather
+    from moca_core.parts import freeze
     from moca_core.recompute import set_recompute
     from pipelines.training.job import run_training
 
@@ -131,6 +142,9 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
     set_attention(model, config.attention)
+    freeze(model, config.freeze)
+    if config.lora.rank:
+        add_adapters(model, config.lora, config.seed)
     set_recompute(model, job["recompute"])
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
     objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)

@@ -96,6 +96,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
 
     from moca_core.backbone import load_backbone
     from moca_core.objective.pretraining import MaskedModelling
+    from moca_core.parts import freeze
     from moca_core.recompute import set_recompute
     from pipelines.training.job import run_training
 
@@ -103,6 +104,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_backbone(storage.localize(job["model"]))
     set_attention(model, config.attention)
+    freeze(model, config.freeze)
     set_recompute(model, job["recompute"])
     torch.manual_seed(config.seed)  # the MAE projection is new, and equal on all ranks
     objective = MaskedModelling(

@@ -2,11 +2,12 @@
 
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from cluster import storage
 from cluster.workers import Worker, run_tasks, run_workers
 from moca_core.attention import Attention, set_attention
+from moca_core.lora import Lora
 from pipelines.plots import loss_curves
 from pipelines.runner.step import Context
 
@@ -21,10 +22,12 @@ def train_stage(
     start_model: str,
     micro_batches: int,
     losses: list[str],
+    lora: Lora | None = None,
 ) -> dict:
     """Trains on Ray Train workers and writes `model/` below the step's folder. `job` is what the stage's own worker reads.
 
-    Result: {"model", "steps", "attention", "restarts", "first", "last"} with the first and the last logged losses.
+    Result: {"model", "steps", "attention", "restarts", "first", "last"} with the first and the last logged losses, and "adapter"
+    where the worker trains adapters (`lora`).
     """
     execution = context.execution
     job = job | {
@@ -43,13 +46,13 @@ def train_stage(
         worker_main, job, cluster=execution.cluster, storage_uri=context.path(CHECKPOINTS), name=context.fingerprint
     )
     context.say("writing the model")
-    written = (outcome.checkpoint_uri, start_model, context.config.attention, context.path("model"))
-    run_tasks(write_model, [written], cpus=1, gpus=0)
+    written = (outcome.checkpoint_uri, start_model, context.config.attention, lora, context.uri)
+    (paths,) = run_tasks(write_model, [written], cpus=1, gpus=0)
     history = outcome.value["history"]
     draw_losses(context, history, losses)
     storage.delete(context.path(CHECKPOINTS))
     return {
-        "model": "model",
+        **paths,
         "steps": context.config.steps,
         "attention": context.config.attention,
         "restarts": outcome.restarts,
@@ -58,23 +61,34 @@ def train_stage(
     }
 
 
-def write_model(checkpoint_uri: str, start_model: str, attention: Attention, uri: str) -> None:
+def write_model(
+    checkpoint_uri: str, start_model: str, attention: Attention, lora: Lora | None, step_uri: str
+) -> dict[Literal["model", "adapter"], str]:
     """ZeRO shards to a Hugging Face folder: the trained weights and the attention they were trained with, declared in its config.
 
-    Everything else is from the folder that training started from.
+    Everything else is from the folder that training started from. Trained adapters are added to its weights, and written as
+    they are too. Returns the folders below `step_uri`.
     """
     from cluster.checkpoint import consolidate
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.folder import copy_processor
+    from moca_core.lora import merge_adapters
 
     start = storage.localize(start_model)
     weights = trained_weights(consolidate(storage.localize(checkpoint_uri)))
     model = load_backbone(start)
-    set_attention(model, attention)
     with tempfile.TemporaryDirectory() as folder:
-        save_backbone(model, folder, weights)
-        copy_processor(start, folder)
-        storage.upload(folder, uri)
+        model_folder, adapter_folder = f"{folder}/model", f"{folder}/adapter"
+        if lora is not None:
+            merge_adapters(model, lora, weights, adapter_folder, start_model)
+        else:
+            assert weights and weights.keys() <= model.state_dict().keys(), f"{list(weights)[:5]} are not of the model"
+            model.load_state_dict(weights, strict=False)  # what was frozen is not in a checkpoint
+        set_attention(model, attention)
+        save_backbone(model, model_folder)
+        copy_processor(start, model_folder)
+        storage.upload(folder, step_uri)
+    return {"model": "model"} | ({"adapter": "adapter"} if lora is not None else {})
 
 
 def draw_losses(context: Context, history: list[dict[str, float]], losses: list[str]) -> None:
