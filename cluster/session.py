@@ -97,7 +97,7 @@ def connect(config: ClusterConfig) -> None:
                     logging_level=logging.ERROR,  # warns about its own new defaults
                     runtime_env={
                         "env_vars": _unset(variables),
-                        "worker_process_setup_hook": "cluster.session.calm_ray_logs",
+                        "worker_process_setup_hook": "cluster.session.prepare_process",
                     },
                 )
         set_data_defaults()
@@ -171,11 +171,15 @@ class RestBetweenSteps:
     def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
-def calm_ray_logs() -> None:
+def prepare_process() -> None:
     """Ray calls this when one of its processes starts.
 
-    Without a dashboard, one part of Ray Train would warn once a second.
+    Ray Train asks for the state of its controller at the address of the cluster that was last started on the machine, were it
+    another one or long gone (12 s more for every training). Without a dashboard, the same part would warn once a second.
     """
+    import ray
+
+    os.environ["RAY_API_SERVER_ADDRESS"] = ray.get_runtime_context().gcs_address
     module = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(module).setLevel(logging.ERROR)
 

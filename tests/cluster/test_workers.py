@@ -161,11 +161,13 @@ def test_workers_are_told_what_they_need() -> None:
     def environment() -> dict[str, Any]:
         import cluster
 
-        return {"package": cluster.__file__, "threads": os.environ["OMP_NUM_THREADS"]}
+        names = ("OMP_NUM_THREADS", "RAY_API_SERVER_ADDRESS")
+        return {"package": cluster.__file__, **{name: os.environ[name] for name in names}}
 
     (seen,) = run_tasks(environment, [()], cpus=0.5, gpus=0)
     assert Path(seen["package"]) == Path(storage.__file__).with_name("__init__.py")
-    assert seen["threads"] == "1"
+    assert seen["OMP_NUM_THREADS"] == "1"
+    assert seen["RAY_API_SERVER_ADDRESS"] == ray.get_runtime_context().gcs_address  # and no other Ray's of the machine
 
 
 def test_ray_data_keeps_order_and_quiet() -> None:
