@@ -1,6 +1,7 @@
 """Loading is strict; what the spec says of a checkpoint is what the checkpoint is."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from moca_core.data.render import load_tokenizer
 from moca_core.folder import copy_processor
 from moca_core.objective.pretraining import MaskedModelling
 from moca_core.spec import BackboneSpec, read_spec
+from tests.tiny import FAMILIES
 
 
 def change_weights(folder, change):
@@ -28,27 +30,39 @@ def key_with(weights, part):
     return next(k for k in weights if part in k)
 
 
-@pytest.mark.parametrize("part", ["layers.1.mlp.up_proj", "visual.merger", "embed_tokens", "k_proj.bias"])
-def test_a_missing_weight_is_refused_by_name(folder_copy, part):
-    change_weights(folder_copy, lambda w: w.pop(key_with(w, part)))
-    with pytest.raises(ValueError, match=f"does not fit .*missing .*{part}"):
-        load_backbone(str(folder_copy))
+PARTS = (
+    "layers.1.mlp.up_proj",
+    "layers.2.self_attn.k_proj",
+    "layers.0.input_layernorm",
+    "embed_tokens",
+    "visual.patch_embed",
+    "visual.blocks.1.attn.qkv.bias",
+    "visual.merger",
+)
+PARTS_OF = {"qwen3_vl": (*PARTS, "q_norm", "visual.pos_embed", "visual.deepstack_merger_list.0")}
 
 
-def test_a_weight_too_many_is_refused_by_name(folder_copy):
-    change_weights(folder_copy, lambda w: w.update({"model.stranger.weight": torch.zeros(2)}))
-    with pytest.raises(ValueError, match=r"unexpected .*stranger\.weight"):
-        load_backbone(str(folder_copy))
+@pytest.mark.parametrize(("family", "part"), [(f, part) for f in FAMILIES for part in PARTS_OF.get(f, PARTS)])
+def test_a_missing_weight_or_one_of_another_shape_is_refused_by_name(folders, tmp_path, family, part):
+    shutil.copytree(folders[family], tmp_path / "model")
 
-
-def test_a_weight_of_another_shape_is_refused(folder_copy):
-    def shrink(weights):
-        key = key_with(weights, "layers.0.mlp.up_proj")
+    def shorten(weights):
+        key = key_with(weights, part)
         weights[key] = weights[key][:-1].contiguous()
 
-    change_weights(folder_copy, shrink)
-    with pytest.raises(ValueError, match=r"of another shape .*up_proj"):
-        load_backbone(str(folder_copy))
+    for change, refusal in ((shorten, "of another shape"), (lambda w: w.pop(key_with(w, part)), "missing")):
+        change_weights(tmp_path / "model", change)
+        with pytest.raises(ValueError, match=f"does not fit .*{refusal} [^,]*{part}"):
+            load_backbone(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("stranger", ["stranger.weight", "layers.3.mlp.up_proj.weight"])
+def test_a_weight_too_many_is_refused_by_name(any_folder_copy, stranger):
+    change_weights(
+        any_folder_copy, lambda weights: weights.update({f"model.language_model.{stranger}": torch.zeros(2)})
+    )
+    with pytest.raises(ValueError, match=f"unexpected .*{stranger}"):
+        load_backbone(str(any_folder_copy))
 
 
 def test_a_loaded_model_is_what_transformers_loads_and_saves_back_equal(any_folder, tmp_path):
