@@ -36,6 +36,9 @@ def set_recompute(model: PreTrainedModel, kind: Recompute) -> None:
     if kind == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    # transformers then lets embeddings, of patches too, put out what needs gradients. Only re-entrant checkpoints want that;
+    # a frozen tower would keep its activations and run its backward for nothing.
+    model.disable_input_require_grads()
 
 
 def _policy(context, op, *args, **kwargs) -> CheckpointPolicy:
