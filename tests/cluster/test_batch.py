@@ -6,32 +6,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 
 from cluster import storage
 from cluster.batch import run_units
-from cluster.session import ClusterConfig, connect
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:  # before Ray starts: its workers inherit it
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
-        connect(ClusterConfig())
-        yield
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
-def state(request: pytest.FixtureRequest, s3: str, tmp_path: Path) -> str:
-    return str(tmp_path / "state") if request.param == "local" else storage.join(s3, tmp_path.name)
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    where = tmp_path if request.param == "local" else request.getfixturevalue("s3")
+    return storage.join(str(where), tmp_path.name, "state")
 
 
 class Units:
@@ -125,7 +117,6 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from cluster.batch import run_units
-from cluster.session import ClusterConfig, connect
 
 folder, state, count, slow = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 

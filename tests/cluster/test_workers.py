@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,12 @@ from cluster.checkpoint import consolidate
 from cluster.deepspeed_engine import DeepSpeedEngine
 from cluster.engine import Engine, EngineConfig
 from cluster.torch_engine import TorchEngine
-from cluster.workers import ClusterConfig, Worker, connect, run_tasks, run_workers
+from cluster.workers import ClusterConfig, Worker, run_tasks, run_workers
 
 ENGINE = EngineConfig(eps=1.0, weight_decay=0.1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:  # before Ray starts: its workers inherit it
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
-        patch.setenv("MOCA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        connect(ClusterConfig())
-        connect(ClusterConfig())
-        yield
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def training() -> Callable[[Worker, dict[str, Any]], dict[str, Any]]:

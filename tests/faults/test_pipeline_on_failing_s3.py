@@ -33,11 +33,12 @@ KEPT = {
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A Ray whose workers see the storage that this process sees now."""
+    """A Ray whose workers see the storage that this process sees now, so not the one that other modules share."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        ray.shutdown()
         connect(ClusterConfig())
         try:
             yield

@@ -1,8 +1,7 @@
-"""Steps of the data path as the runner runs them, on an embedded Ray, and small data of which every row is known."""
+"""Steps of the data path as the runner runs them, and small data of which every row is known."""
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cluster import storage
-from cluster.session import ClusterConfig, connect
+from cluster.session import ClusterConfig
 from moca_core.data.schema import table_to_documents
 from moca_core.types import Document
 from pipelines.runner.record import Artifact
@@ -26,19 +25,6 @@ PROSE = (
     "the editor draws zones around pads and fills them when the check has passed and a schematic names parts and wires"
 )
 WORDS = PROSE.split()
-
-
-@pytest.fixture(scope="module")
-def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:  # before Ray starts: its workers inherit it
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
-        patch.setenv("MOCA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        connect(ClusterConfig())
-        yield
-        ray.shutdown()
 
 
 @dataclass
