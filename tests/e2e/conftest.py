@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipelines import full
+
 ROOT = Path(__file__).parents[2]
 KICAD = ROOT.parent / "shared" / "data" / "kicad"
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+OF_A_USER = ("RAY_ADDRESS", "MOCA_ROOT", "MLFLOW_TRACKING_URI")  # variables that would send a run elsewhere
 
 
 def png(width: int = 60, height: int = 60, seed: int = 0) -> bytes:
@@ -105,7 +109,7 @@ class Run:
 
 def pipeline(*arguments: str, kill_at: str | None = None) -> Run:
     """Runs the command; `kill_at` is a pattern of the line after which the worker that printed it gets a SIGKILL."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MOCA_ROOT", "MLFLOW_TRACKING_URI")}
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_USER}
     command = [sys.executable, "pipelines/full.py", *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -117,6 +121,20 @@ def pipeline(*arguments: str, kill_at: str | None = None) -> Run:
             killed = int(re.search(r"pid=(\d+)", line)[1])
             os.kill(killed, signal.SIGKILL)
     return Run(process.wait(), "".join(lines), killed)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    """The same command inside this process, which has its imports behind it."""
+    for name in OF_A_USER:
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Run:
+        code = full.main(list(arguments))
+        printed = capsys.readouterr()
+        return Run(code, printed.out + printed.err)
+
+    return run
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 
-from tests.e2e.conftest import KICAD, REJECTED, ROOT, broken_corpus, pipeline, png
+from tests.e2e.conftest import KICAD, REJECTED, ROOT, broken_corpus, png
 
 STEPS = ("corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate", "export")
 
@@ -150,27 +150,27 @@ def test_embed_refuses_what_it_cannot_embed(finished, tmp_path, capsys):
     assert "no config.json" in capsys.readouterr().err
 
 
-def test_a_second_run_skips_every_step_and_says_why(finished):
+def test_a_second_run_skips_every_step_and_says_why(finished, command):
     started = time.perf_counter()
-    again = pipeline("--recipe", str(finished.recipe), "--root", str(finished.root))
+    again = command("--recipe", str(finished.recipe), "--root", str(finished.root))
     assert again.code == 0 and time.perf_counter() - started < 60, again.output
     for step in STEPS:
         assert re.search(rf"{step} +skipped \(unchanged since", again.output), again.output
     assert "started" not in again.output
 
 
-def test_another_mask_ratio_would_run_pretraining_and_what_follows_alone(finished):
+def test_another_mask_ratio_would_run_pretraining_and_what_follows_alone(finished, command):
     arguments = ["--recipe", str(finished.recipe), "--root", str(finished.root), "--set", "pretrain.mlm_ratio=0.3"]
-    plan = pipeline(*arguments, "--dry-run").output
+    plan = command(*arguments, "--dry-run").output
     verdicts = {words[1]: words[0] for words in map(str.split, plan.splitlines()) if words[0] in ("run", "skip")}
     assert verdicts == {s: "skip" if s in ("corpus", "pairs", "clean", "base", "pack") else "run" for s in STEPS}
     assert "mlm_ratio: 0.4 -> 0.3" in plan and "pretrain changed" in plan
 
 
-def test_the_cause_of_a_failing_data_task_reaches_the_user(tmp_path):
+def test_the_cause_of_a_failing_data_task_reaches_the_user(ray_session, command, tmp_path):
     pq.write_table(pq.ParquetFile(_other_layout(tmp_path)).read(), tmp_path / "documents.parquet")
     source = f"corpus.sources=[{{layout: obelics, path: {tmp_path}/documents.parquet}}]"
-    stopped = pipeline("--until", "corpus", "--root", str(tmp_path / "root"), "--set", source)
+    stopped = command("--until", "corpus", "--root", str(tmp_path / "root"), "--set", source)
     assert stopped.code == 1
     assert re.search(
         r"error: step corpus failed: .*documents.parquet: no column texts for 'texts'; it has text, images",
