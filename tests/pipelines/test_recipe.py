@@ -2,8 +2,10 @@
 
 import pytest
 
+from moca_core.lora import Lora
 from pipelines import full
 from pipelines.recipe import RECIPES, load_recipe, named_recipe
+from pipelines.runner.fingerprint import canonical
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -19,11 +21,16 @@ def test_overrides_reach_their_field_with_the_field_s_type():
             "pretrain.shift=false",
             "base.tiny.text_layers=2",
             "finetune.weights={digit_to_name: 1}",
+            "pretrain.freeze=[vision, merger]",
+            "finetune.lora.rank=16",
+            "finetune.lora.targets=[language.q_proj, vision]",
         ],
     )
     assert recipe.pretrain.learning_rate == 2e-6 and recipe.pretrain.shift is False
     assert recipe.base.tiny.text_layers == 2
     assert recipe.finetune.weights == {"digit_to_name": 1.0}
+    assert recipe.pretrain.freeze == ("vision", "merger") and recipe.finetune.freeze == ()
+    assert recipe.finetune.lora == Lora(rank=16, targets=("language.q_proj", "vision"))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,16 @@ def test_overrides_reach_their_field_with_the_field_s_type():
         ("corpus.sources=[{layout: obelics, pth: x}]", "no such setting; there are layout, path"),
         ("tracking.log_every_steps=0", "tracking.log_every_steps=0 must be at least 1"),
         ("corpus.bounds.max_px=999999999", "max_px=999999999 has no effect above"),
+        (
+            "pretrain.freeze=[visual]",
+            r"pretrain.freeze\[0\]='visual' must be one of vision, merger, language, embeddings",
+        ),
+        ("finetune.freeze=[vision, merger, language, embeddings]", "names all parts: nothing of the model would be"),
+        ("base.freeze=[vision]", "base.freeze=.* set pretrain.freeze or finetune.freeze"),
+        ("finetune.lora.rank=-1", "lora.rank=-1 must be positive, or 0 for no adapters"),
+        ("finetune.lora.targets=[q_proj]", "must name language, vision, merger, or layers such as 'language.q_proj'"),
+        ("finetune.lora=16", "finetune.lora=16 must be a mapping with rank, alpha, targets"),
+        ("pretrain.lora.rank=16", "pretrain.lora={'rank': 16}: no such setting"),
         ("cluster.zero_stage=0", "zero_stage 0 must be 1, 2 or 3"),
         ("mlm_ratio=0.3", "stage.key=value is expected"),
         ("pretrain", "stage.key=value is expected"),
@@ -60,6 +77,17 @@ def test_wrong_settings_are_refused_before_anything_starts(override, message, ca
     assert full.main(["--recipe", "demo", "--set", override, "--root", str(tmp_path / "root")]) == 2
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "root").exists()
+
+
+def test_adapters_and_frozen_parts_exclude_each_other():
+    adapters = load_recipe("demo", ["finetune.lora={rank: 8, alpha: 16}"])
+    assert adapters.finetune.lora == Lora(rank=8, alpha=16)
+    with pytest.raises(
+        ValueError, match=r"freeze=\['vision'\] with lora.rank=8: under adapters all of the model is frozen"
+    ):
+        load_recipe("demo", ["finetune.lora.rank=8", "finetune.freeze=[vision]"])
+    off = load_recipe("demo", ["finetune.lora.rank=0", "finetune.lora.alpha=3"])
+    assert canonical(off.finetune) == canonical(load_recipe("demo", []).finetune) != canonical(adapters.finetune)
 
 
 def test_a_yaml_recipe_changes_the_one_it_starts_from(tmp_path):
