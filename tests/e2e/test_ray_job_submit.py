@@ -112,30 +112,52 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def pipeline(root: Path, corpus: Path, layout: str) -> list[str]:
+    sources = f"corpus.sources=[{{layout: {layout}, path: {corpus}}}]"
+    return ["--until", "corpus", "--root", str(root), "--set", sources]
+
+
 def submit(cluster: dict[str, str], root: Path, corpus: Path, layout: str) -> tuple[int, str]:
     """Exit code and output of `ray job submit`, which waits for the job."""
-    sources = f"corpus.sources=[{{layout: {layout}, path: {corpus}}}]"
-    pipeline = ["python", "pipelines/full.py", "--until", "corpus", "--root", str(root), "--set", sources]
-    command = [RAY, "job", "submit", "--working-dir", ".", "--", *pipeline]
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "pipelines/full.py"]
     done = subprocess.run(
-        command, env=cluster, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180
+        [*command, *pipeline(root, corpus, layout)],
+        env=cluster,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
     )
     return done.returncode, done.stdout
 
 
-def test_a_job_leaves_its_record_and_the_same_job_skips(cluster, corpus: Path, tmp_path: Path) -> None:
-    code, output = submit(cluster, tmp_path, corpus, "obelics")
+@pytest.fixture(scope="module")
+def root(cluster: dict[str, str], corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a job left."""
+    folder = tmp_path_factory.mktemp("root")
+    code, output = submit(cluster, folder, corpus, "obelics")
     assert code == 0, output
-    (path,) = tmp_path.glob("corpus/*/record.json")
+    return folder
+
+
+def test_a_job_leaves_its_record_where_others_find_it(cluster, corpus: Path, root: Path, command) -> None:
+    (path,) = root.glob("corpus/*/record.json")
     record = json.loads(path.read_text())
     assert record["result"]["documents"] == 2 and record["result"]["rejected"] == {}
-    assert (tmp_path / "latest" / "corpus").resolve() == path.parent
+    assert (root / "latest" / "corpus").resolve() == path.parent
     assert uploaded_mb(cluster) < 10
+    assert re.search(r"skip +corpus", command(*pipeline(root, corpus, "obelics"), "--dry-run").output)
 
-    code, output = submit(cluster, tmp_path, corpus, "obelics")
+
+@pytest.mark.slow
+def test_the_same_job_skips(cluster, corpus: Path, root: Path) -> None:
+    (path,) = root.glob("corpus/*/record.json")
+    record = path.read_bytes()
+    code, output = submit(cluster, root, corpus, "obelics")
     assert code == 0, output
     assert re.search(r"skip +corpus", output)
-    assert json.loads(path.read_text()) == record
+    assert path.read_bytes() == record
 
 
 @pytest.mark.slow
