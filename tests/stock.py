@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil
 
 from moca_core.data.masking import mask
+from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
 from moca_core.data.rows import packed_row, sequence_row
 from moca_core.spec import read_spec
+from moca_core.types import Pair
 from tests.core.samples import image, text, words
 
 
@@ -44,6 +46,30 @@ class Documents:
         """These documents as one pack, masked."""
         row = packed_row([self.rows[name] for name in names], self.spec)
         return mask(row, self.spec, seed=3, epoch=0, mlm_ratio=mlm_ratio, mae_ratio=mae_ratio)
+
+
+class Pairs:
+    """Pairs of texts and images for a model, with answers that come twice and places without a negative."""
+
+    def __init__(self, folder):
+        self.spec = read_spec(folder)
+        self.renderer = Renderer(load_tokenizer(f"{folder}/tokenizer.json"), self.spec, 256)
+
+        def seen(seed):
+            return text(words(6, seed)), image(2 * self.spec.factor_px, 3 * self.spec.factor_px, seed)
+
+        def read(seed):
+            return (text(words(6, seed)),)
+
+        self.pairs = (
+            Pair("t", seen(1), (read(2),), (read(3), seen(4))),
+            Pair("t", read(5), (seen(6),)),
+            Pair("t", read(7), (read(2),), (read(8),)),  # the answer of the first
+            Pair("t", read(9), (seen(10),), (read(2), read(11))),  # a negative that is the answer of the first
+        )
+
+    def batch(self, numbers=slice(None)):
+        return collate_pairs(self.pairs[numbers], self.renderer, num_negatives=2, key=(0,))
 
 
 class Stock(torch.nn.Module):
@@ -107,11 +133,6 @@ class Stock(torch.nn.Module):
             states = layer(states, attention_mask=None, position_embeddings=cos_sin)
         return self.mae_decoder["projection"](states)[0]
 
-    def embed(self, ids, images):
-        """[D]: the mean over all tokens, of unit length."""
-        mean = self.states(self.inputs(ids, images)).mean(0)
-        return mean / mean.norm()
-
 
 def noise(seed, shape):
     """Of the masked patches of a document, from its own seed."""
@@ -141,6 +162,28 @@ def one_by_one(folder, module, names, *, causal=False, decoder_layers=1, shift=T
     if module.mae_decoder is None:
         del stock.mae_decoder
     return means, gradients(stock)
+
+
+def pairs_one_by_one(folder, *, temperature, causal=False):
+    """The same for pairs: Eq. 3, a query's own answer against the positives and negatives of all, but for the same answer again."""
+    stock, given = Stock(folder, causal=causal, implementation="eager"), Pairs(folder)
+
+    def embed(content):
+        rendered = given.renderer.first(content)
+        mean = stock.states(stock.inputs(rendered.input_ids, rendered.images)).mean(0)
+        return mean / mean.norm()
+
+    loss, hits = 0.0, 0
+    candidates = [(c, embed(c)) for pair in given.pairs for c in (pair.positives[0], *pair.negatives)]
+    for pair in given.pairs:
+        query, own = embed(pair.query), embed(pair.positives[0])
+        right = (query @ own / temperature).exp()
+        wrong = [(query @ vector / temperature).exp() for c, vector in candidates if c != pair.positives[0]]
+        loss = loss - (right / (right + sum(wrong))).log() / len(given.pairs)
+        hits += bool(right > max(wrong))
+    loss.backward()
+    means = {"contrastive": loss.item(), "accuracy": hits / len(given.pairs)}
+    return means, {n: g for n, g in gradients(stock).items() if n.startswith("encoder")}
 
 
 def gradients(module):

@@ -1,14 +1,12 @@
 """Contrastive fine-tuning: the written-out loss over all candidates, and two ranks that agree with one process."""
 
 import math
-import socket
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from samples import image, text, words
 
 from moca_core.attention import set_attention
@@ -19,6 +17,7 @@ from moca_core.model.inputs import to_device
 from moca_core.objective.contrastive import Contrastive, Gather
 from moca_core.spec import read_spec
 from moca_core.types import Pair
+from tests.ranks import on_ranks
 
 
 def side(seed, with_image=False):
@@ -130,12 +129,6 @@ def test_sides_are_read_up_to_the_budget(folder, renderer):
     assert max(lengths) <= 256 and batch.stream.input_ids[: lengths[0]].tolist() == renderer.first(long).input_ids
 
 
-def port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 class AllGather(torch.autograd.Function):
     """Rows of all ranks; the gradient of a row is the sum of what all ranks' losses say about it."""
 
@@ -152,13 +145,8 @@ class AllGather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def rank_main(rank, address, folder, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    results = [share(rank, folder, negatives) for negatives in (2, 0)]
-    if rank == 0:
-        torch.save(results, out)
-    dist.destroy_process_group()
+def shares(folder):
+    return {negatives: share(dist.get_rank(), folder, negatives) for negatives in (2, 0)}
 
 
 def share(rank, folder, negatives):
@@ -178,10 +166,8 @@ def share(rank, folder, negatives):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder, tmp_path_factory):
-    address, out = f"tcp://127.0.0.1:{port()}", tmp_path_factory.mktemp("ranks") / "rank0.pt"
-    mp.spawn(rank_main, (address, folder, out), nprocs=2)
-    return dict(zip((2, 0), torch.load(out), strict=True))
+def two_ranks(folder):
+    return on_ranks(shares, 2, folder)
 
 
 @pytest.mark.parametrize("negatives", [2, 0])

@@ -1,0 +1,41 @@
+"""Processes that make a torch.distributed group, forked from one server that imports what is slow to import once for all tests."""
+
+import multiprocessing
+import os
+import tempfile
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+SLOW = (
+    "deepspeed",
+    "moca_core.backbone",
+    *(f"transformers.models.{f}.modeling_{f}" for f in ("qwen2_5_vl", "qwen3_vl")),
+)
+PATIENCE = timedelta(seconds=120)  # a rank that waits for one that never comes fails then
+
+
+def on_ranks(main, world, *args):
+    """What `main(*args)` returns on the first rank of `world` CPU processes, all of which run it."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")  # asked when deepspeed is imported
+        multiprocessing.set_forkserver_preload(list(SLOW))
+        mp.start_processes(
+            _rank, (world, folder, dict(os.environ), main, args), nprocs=world, start_method="forkserver"
+        )
+        return torch.load(f"{folder}/result.pt", weights_only=False)
+
+
+def _rank(rank, world, folder, environment, main, args):
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=world, timeout=PATIENCE)
+    result = main(*args)
+    if rank == 0:
+        torch.save(result, f"{folder}/result.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an ordinary exit
