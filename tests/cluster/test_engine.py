@@ -160,7 +160,7 @@ def one_rank(folder: str) -> dict[str, object]:
         found[f"bf16-{name}"] = train(engine, range(STEPS), 2)
         engine.save(f"{folder}/bf16-{name}", {})
         engine.close()
-    for saved, stage in ((1, 2), (2, 2), (2, 1), (3, 3)):
+    for saved, stage in ((1, 2), (2, 1), (3, 3)):
         engine = DeepSpeedEngine(build(), dataclasses.replace(CONFIG, zero_stage=stage, micro_batches_per_step=1))
         found[f"state{saved}{stage}"] = engine.load(f"{folder}/half{saved}")
         found[f"curve{saved}{stage}"] = train(engine, range(2, STEPS), 1)
@@ -272,7 +272,7 @@ def test_gathered_gradient_equals_one_process(found: dict) -> None:
 
 
 def test_other_ranks_and_stages_continue(found: dict, found_alone: dict, folder: Path) -> None:
-    for pair in ("12", "22", "21", "33"):
+    for pair in ("12", "21", "33"):
         assert found_alone[f"state{pair}"]["step"] == 2
         assert_same_curve(found_alone[f"curve{pair}"], found["curve2"][2:])
     assert not [path for path in (folder / "cache").iterdir() if path.is_dir()]

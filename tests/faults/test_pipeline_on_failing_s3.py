@@ -122,19 +122,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_corpus_through_a_failing_storage_and_a_killed_worker_is_the_same(
     failing_s3: FailingS3, tmp_path: Path
 ) -> None:
-    write_data(tmp_path / "data", 8)
+    write_data(tmp_path / "data", 5)
     data, root = storage.join(failing_s3.uri, "few"), storage.join(failing_s3.uri, "few-root")
     with failing_s3.undisturbed():
         storage.upload(str(tmp_path / "data"), data)
     disturbed = storage.join(root, "disturbed")
     with session():
-        with Killer(lambda: objects(failing_s3, disturbed, "documents") >= 3) as killer:
+        with Killer(lambda: objects(failing_s3, disturbed, "documents") >= 2) as killer:
             one = run_step(corpus_step(corpus_config(data)), disturbed)
         assert killer.killed
         failing_s3.proxy.plan = lambda *_: None
         two = run_step(corpus_step(corpus_config(data)), storage.join(root, "quiet"))
     assert failing_s3.injected.total() > 20
-    assert one.result["documents"] == 8 * 11 + 2 * 19
+    assert one.result["documents"] == 5 * 11 + 2 * 19
     with failing_s3.undisturbed():
         same(one, two, "corpus")
 
