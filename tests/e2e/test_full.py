@@ -66,6 +66,7 @@ def test_scores_stand_beside_chance_and_every_stage(finished):
             0 <= value <= 1 for value in row.values()
         )
         assert all(result["ndcg_at_5"][name][m] >= row[m] - 1e-6 for m in row if m != "chance")  # one right answer each
+    assert result["attention"] == {"base": "causal", "pretrain": "bidirectional", "finetune": "bidirectional"}
     assert "finetune" in (finished.root / "latest" / "evaluate" / "scores.md").read_text()
 
 
