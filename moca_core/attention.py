@@ -34,7 +34,7 @@ def attention_of(model: PreTrainedModel) -> Attention:
 
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Makes the model's forward take packed sequences by `cu_seq_lens_q` and `max_length_q`. Not written to its saved config."""
-    AttentionInterface.register(IMPLEMENTATION, packed_attention)
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
     AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)
     for config in (model.config, model.config.get_text_config(), model.config.vision_config):
         config._attn_implementation = IMPLEMENTATION

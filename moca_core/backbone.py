@@ -27,9 +27,14 @@ def load_backbone(folder: str, dtype: torch.dtype = torch.float32) -> PreTrained
             f"{folder} does not fit {type(model).__name__}: missing {sorted(missing)[:5]}, "
             f"unexpected {sorted(info['unexpected_keys'])[:5]}, of another shape {list(info['mismatched_keys'])[:5]}"
         )
+    prepare(model)
+    return model
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Makes a model take packed sequences, quickly. Nothing of it is saved with the model."""
     use_packed_attention(model)
     _embed_patches_by_matrix(model.model.visual.patch_embed.proj)
-    return model
 
 
 def _embed_patches_by_matrix(proj: torch.nn.Conv3d) -> None:

@@ -115,9 +115,19 @@ def model_config(tokenizer: Qwen2Tokenizer, sizes: TinyConfig) -> PreTrainedConf
 
 def create(folder: str, texts: Iterable[str], sizes: TinyConfig, *, seed: int) -> None:
     """Writes tokenizer, image processor, config and freshly initialised weights to `folder`."""
+    config = describe(folder, texts, sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config)
+    model.save_pretrained(folder)
+
+
+def describe(folder: str, texts: Iterable[str], sizes: TinyConfig) -> PreTrainedConfig:
+    """Writes all but the weights, which is what a spec is read from, and returns the config."""
     tokenizer = train_tokenizer(texts, sizes.vocab_size)
     tokenizer.save_pretrained(folder)
     config = model_config(tokenizer, sizes)
+    config.save_pretrained(folder)
     vision = config.vision_config
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -129,7 +139,4 @@ def create(folder: str, texts: Iterable[str], sizes: TinyConfig, *, seed: int) -
         "image_std": IMAGE_STD,
     }
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config)
-    model.save_pretrained(folder)
+    return config

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 Recompute = Literal["none", "selective", "full"]
@@ -28,17 +28,16 @@ _DEAR_NAMES = ("torch_attn::_varlen_attn",)  # registered when torch.nn.attentio
 
 
 def set_recompute(model: PreTrainedModel, kind: Recompute) -> None:
-    """Sets it for every layer of both towers. A model in eval mode keeps everything whatever is set: engines train in train mode."""
-    if kind == "none":
-        model.gradient_checkpointing_disable()
-        return
+    """Sets it for every layer of both towers. A model in eval mode keeps everything whatever is set: engines train in train mode.
+
+    By the layers' own switches: the model's `activation_checkpointing_enable` also makes frozen embeddings ask for gradients.
+    """
     settings: dict = {"use_reentrant": False}
     if kind == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-    # transformers then lets embeddings, of patches too, put out what needs gradients. Only re-entrant checkpoints want that;
-    # a frozen tower would keep its activations and run its backward for nothing.
-    model.disable_input_require_grads()
+    for layer in (*model.model.visual.blocks, *model.model.language_model.layers):
+        layer.gradient_checkpointing = kind != "none"
+        layer._gradient_checkpointing_func = partial(checkpoint, **settings)
 
 
 def _policy(context, op, *args, **kwargs) -> CheckpointPolicy:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from cluster import storage
 from cluster.workers import Worker
-from moca_core.attention import Attention, set_attention
+from moca_core.attention import Attention
 from moca_core.data.codec import to_bytes
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
@@ -131,21 +131,12 @@ def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, flo
 def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model with its attention, its objective over all ranks, and this rank's stream of pairs."""
     from cluster import collectives
-    from moca_core.backbone import load_backbone
-    from moca_core.lora import add_adapters
     from moca_core.objective.contrastive import Contrastive, Gather
-    from moca_core.parts import freeze
-    from moca_core.recompute import set_recompute
-    from pipelines.training.job import run_training
+    from pipelines.training.job import load_model, run_training
 
     config: FinetuneConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
-    model = load_backbone(storage.localize(job["model"]))
-    set_attention(model, config.attention)
-    freeze(model, config.freeze)
-    if config.lora.rank:
-        add_adapters(model, config.lora, config.seed)
-    set_recompute(model, job["recompute"])
+    model = load_model(job, config.lora)
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
     objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)
 

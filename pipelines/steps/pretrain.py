@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster import storage
 from cluster.workers import Worker
-from moca_core.attention import Attention, set_attention
+from moca_core.attention import Attention
 from moca_core.data.codec import to_bytes
 from moca_core.data.masking import mask
 from moca_core.spec import BackboneSpec
@@ -94,18 +93,12 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model with its new attention, its objective, and this rank's stream of masked rows."""
     import torch
 
-    from moca_core.backbone import load_backbone
     from moca_core.objective.pretraining import MaskedModelling
-    from moca_core.parts import freeze
-    from moca_core.recompute import set_recompute
-    from pipelines.training.job import run_training
+    from pipelines.training.job import load_model, run_training
 
     config: PretrainConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
-    model = load_backbone(storage.localize(job["model"]))
-    set_attention(model, config.attention)
-    freeze(model, config.freeze)
-    set_recompute(model, job["recompute"])
+    model = load_model(job)
     torch.manual_seed(config.seed)  # the MAE projection is new, and equal on all ranks
     objective = MaskedModelling(
         model,

@@ -5,12 +5,38 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from cluster import storage
 from cluster.workers import Worker
+from moca_core.attention import set_attention
+from moca_core.backbone import load_backbone
+from moca_core.compiled import compile_layers
+from moca_core.lora import Lora, add_adapters
+from moca_core.parts import freeze
+from moca_core.recompute import set_recompute
 from moca_core.types import MaskedBatch, PairBatch
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import Objective, train
 
 Stream = Iterator[tuple[int, list[MaskedBatch | PairBatch]]]
+
+
+def load_model(job: dict[str, Any], lora: Lora | None = None) -> PreTrainedModel:
+    """The model that the stage starts from, with its attention, frozen parts and adapters, and what its layers keep or compile.
+
+    `job` holds model (its folder's URI), config, recompute and compile.
+    """
+    config = job["config"]
+    model = load_backbone(storage.localize(job["model"]))
+    set_attention(model, config.attention)
+    freeze(model, config.freeze)
+    if lora is not None and lora.rank:
+        add_adapters(model, lora, config.seed)
+    set_recompute(model, job["recompute"])
+    if job["compile"]:
+        compile_layers(model)
+    return model
 
 
 def run_training(

@@ -37,6 +37,7 @@ def train_stage(
         "micro_batches": micro_batches,
         "zero_stage": execution.cluster.zero_stage,
         "recompute": execution.cluster.activation_checkpointing,
+        "compile": execution.cluster.compile_layers,
         "data_tasks": execution.cluster.data_tasks_per_worker,
         "log_every": execution.log_every_steps,
         "checkpoint_every": execution.checkpoint_every_steps,

@@ -66,14 +66,6 @@ def test_gradients_stay_and_work_or_memory_changes(any_folder, tokenizer):
     assert memory["full"] < memory["selective"] < memory["none"], memory
 
 
-def test_what_is_set_can_be_taken_back(folder):
-    model = load_backbone(folder)
-    set_recompute(model, "full")
-    assert model.is_gradient_checkpointing
-    set_recompute(model, "none")
-    assert not model.is_gradient_checkpointing
-
-
 @pytest.mark.gpu
 def test_the_flash_kernel_is_among_what_is_kept():
     import torch.nn.attention.varlen

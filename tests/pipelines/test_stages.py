@@ -39,7 +39,13 @@ def test_a_stage_trains_and_writes_a_model_of_its_attention(
     monkeypatch.setattr(
         "pipelines.steps.pretrain.read_table", lambda uri: {"cost_flops": SimpleNamespace(to_numpy=list)}
     )
-    job = {"config": config(attention=attention), "spec": base.result["spec"], "model": base.uri, "recompute": "none"}
+    job = {
+        "config": config(attention=attention),
+        "spec": base.result["spec"],
+        "model": base.uri,
+        "recompute": "none",
+        "compile": False,
+    }
     objective = worker_main(SimpleNamespace(rank=0, world_size=1), job | {"index": "", "rows_per_file": []})
     assert attention_of(objective.encoder.backbone) == attention
 
