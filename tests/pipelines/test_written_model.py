@@ -1,12 +1,10 @@
 """What a stage writes after training with frozen parts or adapters: the start model, where nothing was trained to the bit."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from cluster import collectives
@@ -24,11 +22,11 @@ from moca_core.spec import read_spec
 from moca_core.types import Pair
 from pipelines.training.stage import write_model
 from tests.core.samples import image, text, words
+from tests.ranks import on_ranks
 from tests.tiny import tiny_model
 
 LORA = Lora(rank=2, alpha=4, targets=("language", "vision.qkv"))
 FROZEN = ("vision", "embeddings")
-STAGES = (1, 2, 3)
 PAIRS = [Pair("t", (text(words(6, n)), image(60, 60, n)), ((text(words(7, n + 9)),),), ()) for n in range(4)]
 
 
@@ -110,62 +108,53 @@ def test_only_what_was_trained_is_written_anew(start: str, tmp_path: Path, kind:
         )
 
 
-def rank_main(index: int, world: int, folder: str, start: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(world))
-    torch.distributed.init_process_group("gloo", f"file://{folder}/group{world}", rank=index, world_size=world)
-    found = {}
-    for kind in ("frozen", "lora"):
-        for stage in STAGES:
-            engine = DeepSpeedEngine(objective(start, kind), settings(stage))
-            half, whole = f"{folder}/{kind}{stage}-half", f"{folder}/{kind}{stage}"
-            if world == 2:
-                curve = train(engine, start, range(2))
-                engine.save(half, {"step": 2})
-                found[kind, stage] = curve + train(engine, start, range(2, 4))
-                engine.save(whole, {"step": 4})
-                engine.close()
-                engine = DeepSpeedEngine(objective(start, kind), settings(stage))
-            assert engine.load(half) == {"step": 2}
-            found[kind, stage, "resumed"] = train(engine, start, range(2, 4))
-            engine.save(f"{whole}-resumed{world}", {"step": 4})
-            engine.close()
-    if index == 0:
-        torch.save(found, f"{folder}/found{world}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+def half_and_whole(folder: str, start: str, kind: str, stage: int) -> tuple[list, list]:
+    """What four steps show, and the last two after a checkpoint; their models' checkpoints are `whole` and `resumed`."""
+    engine = DeepSpeedEngine(objective(start, kind), settings(stage))
+    curve = train(engine, start, range(2))
+    engine.save(f"{folder}/half", {"step": 2})
+    curve += train(engine, start, range(2, 4))
+    engine.save(f"{folder}/whole", {"step": 4})
+    engine.close()
+    return curve, from_half(folder, start, kind, stage, "resumed")
 
 
-@pytest.mark.slow
-def test_frozen_parts_and_adapters_on_two_ranks_at_every_zero_stage(
-    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def from_half(folder: str, start: str, kind: str, stage: int, name: str) -> list[tuple[float, float]]:
+    engine = DeepSpeedEngine(objective(start, kind), settings(stage))
+    assert engine.load(f"{folder}/half") == {"step": 2}
+    curve = train(engine, start, range(2, 4))
+    engine.save(f"{folder}/{name}", {"step": 4})
+    engine.close()
+    return curve
+
+
+@pytest.mark.slow  # 10 to 20 s each; the quick tests have ZeRO with a frozen layer in tests/cluster, adapters above
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["frozen", "lora"])
+def test_two_ranks_train_and_write_what_one_process_does(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, stage: int
 ) -> None:
-    """Equal to one process, resumed to the bit, taken up by one rank, and written."""
+    """Resumed to the bit, taken up by one rank, written, and with checkpoints of what is trained alone."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MOCA_CACHE", str(tmp_path / "cache"))
-    for world in (2, 1):
-        mp.spawn(rank_main, (world, str(tmp_path), start), nprocs=world)
-    found, resharded = (torch.load(tmp_path / f"found{world}.pt", weights_only=False) for world in (2, 1))
-    for kind in ("frozen", "lora"):
-        alone = TorchEngine(objective(start, kind), settings())
-        curve = train(alone, start, range(4))
-        alone.save(str(tmp_path / f"{kind}-alone"), {})
-        expected, _ = written(start, str(tmp_path / f"{kind}-alone"), kind, tmp_path / f"{kind}-alone-out")
-        before = load_backbone(start).state_dict()
-        for stage in STAGES:
-            assert found[kind, stage, "resumed"] == found[kind, stage][2:]
-            for seen in (found[kind, stage], found[kind, stage][:2] + resharded[kind, stage, "resumed"]):
-                torch.testing.assert_close(torch.tensor(seen), torch.tensor(curve), rtol=1e-4, atol=1e-5)
-            models = {}
-            for checkpoint in (f"{kind}{stage}", f"{kind}{stage}-resumed2", f"{kind}{stage}-resumed1"):
-                models[checkpoint], _ = written(start, str(tmp_path / checkpoint), kind, tmp_path / f"{checkpoint}-out")
-                for name, weight in expected.items():
-                    torch.testing.assert_close(models[checkpoint][name], weight, rtol=0, atol=1e-4)
-                assert all(torch.equal(before[n], models[checkpoint][n]) for n in untrained(start, kind))
-            whole, again = models[f"{kind}{stage}"], models[f"{kind}{stage}-resumed2"]
-            assert all(torch.equal(whole[name], again[name]) for name in whole)
-            files = (tmp_path / f"{kind}{stage}" / "zero").iterdir()
-            size = sum(file.stat().st_size for file in files if "model_states" in file.name)
-            model_bytes = 4 * sum(weight.numel() for weight in before.values())
-            assert kind == "frozen" or size < model_bytes / 4  # what is frozen is not in a checkpoint
+    folder = str(tmp_path)
+    curve, resumed = on_ranks(half_and_whole, 2, folder, start, kind, stage)
+    resharded = on_ranks(from_half, 1, folder, start, kind, stage, "resharded")
+    alone = TorchEngine(objective(start, kind), settings())
+    expected = train(alone, start, range(4))
+    alone.save(f"{folder}/alone", {})
+
+    assert resumed == curve[2:]
+    for seen in (curve, curve[:2] + resharded):
+        torch.testing.assert_close(torch.tensor(seen), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    names = ("alone", "whole", "resumed", "resharded")
+    models = {name: written(start, f"{folder}/{name}", kind, tmp_path / f"{name}-out")[0] for name in names}
+    before = load_backbone(start).state_dict()
+    for name in names[1:]:
+        for key, weight in models["alone"].items():
+            torch.testing.assert_close(models[name][key], weight, rtol=0, atol=1e-4)
+        assert all(torch.equal(before[key], models[name][key]) for key in untrained(start, kind))
+    assert all(torch.equal(models["whole"][key], models["resumed"][key]) for key in before)
+    files = (tmp_path / "whole" / "zero").iterdir()
+    size = sum(file.stat().st_size for file in files if "model_states" in file.name)
+    assert kind == "frozen" or size < sum(4 * weight.numel() for weight in before.values()) / 4
