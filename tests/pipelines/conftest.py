@@ -170,7 +170,7 @@ def write_pairs(folder: Path, files: int = 2, rows: int = 30) -> None:
     pq.write_table(pa.table(asked), folder / "evaluate" / "task.parquet")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """What `pack` needs of the step `base`: a tokenizer and a spec."""
     from moca_core.bootstrap import TinyConfig, create
