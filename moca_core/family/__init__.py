@@ -2,7 +2,7 @@
 
 What all of them share, and the code relies on: `model.visual` (patch_embed.proj, blocks, merger), `model.language_model`
 (embed_tokens, layers, norm, rotary_emb), mRoPE positions as in Qwen2-VL, one placeholder token per merged group of patches.
-`docs/add_a_family.md` says what a new one needs.
+`docs/your_own_model.md` says what a new one needs.
 """
 
 from collections.abc import Callable

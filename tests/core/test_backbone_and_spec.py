@@ -1,7 +1,9 @@
 """Loading is strict; what the spec says of a checkpoint is what the checkpoint is."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -245,3 +247,9 @@ def test_processor_files_are_copied_and_weights_are_not(folder, tmp_path):
     names = {p.name for p in tmp_path.iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= names
     assert not {"model.safetensors", "config.json"} & names
+
+
+def test_the_guide_shows_a_whole_family():
+    root = Path(__file__).parents[2]
+    (shown,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "your_own_model.md").read_text(), re.DOTALL)
+    assert shown == (root / "moca_core" / "family" / "qwen2_5_vl.py").read_text()
