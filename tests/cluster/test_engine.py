@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from cluster.checkpoint import consolidate, read_manifest
@@ -16,6 +15,7 @@ from cluster.collectives import all_gather, all_gather_with_grad, all_reduce_sum
 from cluster.deepspeed_engine import DeepSpeedEngine, zero_config
 from cluster.engine import Engine, EngineConfig
 from cluster.torch_engine import TorchEngine
+from tests.ranks import on_ranks
 
 STAGES = (1, 2, 3)
 STEPS = 4
@@ -99,18 +99,6 @@ def contrastive(x: Tensor, weight: Tensor) -> Tensor:
     return nn.functional.cross_entropy(mine @ all_gather_with_grad(mine * 2).T, labels, reduction="sum")
 
 
-def rank_main(index: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(world))
-    torch.distributed.init_process_group("gloo", f"file://{folder}/group{world}", rank=index, world_size=world)
-    found = two_ranks(folder) if world == 2 else one_rank(folder)
-    if index == 0:
-        torch.save(found, f"{folder}/found{world}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
-
-
 def two_ranks(folder: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for stage in STAGES:
@@ -182,14 +170,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict:
-    mp.spawn(rank_main, (2, str(folder)), nprocs=2)
-    return torch.load(folder / "found2.pt", weights_only=False)
+    return on_ranks(two_ranks, 2, str(folder))
 
 
 @pytest.fixture(scope="module")
 def found_alone(found: dict, folder: Path) -> dict:
-    mp.spawn(rank_main, (1, str(folder)), nprocs=1)
-    return torch.load(folder / "found1.pt", weights_only=False)
+    return on_ranks(one_rank, 1, str(folder))
 
 
 def assert_same_curve(one: list, other: list) -> None:
