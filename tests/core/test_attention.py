@@ -1,13 +1,16 @@
 """Who sees whom: both directions after conversion, never across a border of the pack; equal to plain transformers."""
 
+import inspect
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.attention.varlen
 from samples import CONTENTS, parts, plain_inputs, plain_model, row_of, stream_of, text, words
 from transformers import AutoModel
 
+from moca_core import attention
 from moca_core.attention import IMPLEMENTATION, packed_attention, set_attention
 from moca_core.backbone import load_backbone, save_backbone
 from moca_core.data.masking import packed_stream
@@ -144,6 +147,55 @@ def test_fewer_queries_than_keys_are_the_same_rows_of_all_queries():
     whole, _ = packed_attention(None, q, k, v, None, scaling=0.3, is_causal=False, **lengths_of(cu, cu))
     some, _ = packed_attention(None, q[:, :, rows], k, v, None, scaling=0.3, is_causal=False, **lengths_of(cu_q, cu))
     torch.testing.assert_close(some, whole[:, rows])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_flash_kernel_is_asked_for_what_the_reference_does(monkeypatch, causal):
+    """Its call on CUDA, held to the kernel's own signature and answered in plain torch."""
+    real = inspect.signature(torch.nn.attention.varlen.varlen_attn)
+
+    def kernel(*args, **kwargs):
+        given = real.bind(*args, **kwargs).arguments
+        assert given["window_size"] == ((-1, 0) if causal else (-1, -1))
+        q, k, v, cu_q, cu_k = (given[n] for n in ("query", "key", "value", "cu_seq_q", "cu_seq_k"))
+        assert cu_q.dtype == cu_k.dtype == torch.int32 and q.is_contiguous()
+        assert q.shape[1] == k.shape[1] or given["enable_gqa"]
+        assert (given["max_q"], given["max_k"]) == (cu_q.diff().max(), cu_k.diff().max())
+        rows = []
+        for (q_start, q_end), (k_start, k_end) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+            parts = q[q_start:q_end], k[k_start:k_end], v[k_start:k_end]
+            heads = (x.transpose(0, 1)[None] for x in parts)
+            rows.append(
+                torch.nn.functional.scaled_dot_product_attention(
+                    *heads, scale=given["scale"], is_causal=causal, enable_gqa=True
+                )[0].transpose(0, 1)
+            )
+        return torch.cat(rows)
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_use_fastest_kernel", lambda: None)
+    q, k, v = torch.randn(14, 4, 8), *torch.randn(2, 14, 2, 8)
+    cu = torch.tensor([0, 5, 6, 11, 14], dtype=torch.int32)
+    found = attention._flash(q, k, v, cu, cu, 5, 5, 0.3, causal)
+    torch.testing.assert_close(found, attention._by_length(q, k, v, cu, cu, 0.3, causal))
+
+
+@pytest.mark.parametrize(
+    ("major", "installed", "active"),
+    [
+        (9, "flash_attn_interface", "FA3"),
+        (10, "flash_attn.cute", "FA4"),
+        (9, None, None),
+        (8, "flash_attn_interface", None),
+    ],
+)
+def test_a_faster_kernel_is_used_where_it_is_installed(monkeypatch, major, installed, active):
+    activated = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    monkeypatch.setattr(attention, "find_spec", lambda package: package if package == installed else None)
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activated.append)
+    attention._use_fastest_kernel.__wrapped__()
+    assert activated == ([active] if active else [])
 
 
 def lengths_of(cu_q, cu_k):
