@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 SLOW = (
     "deepspeed",
     "moca_core.backbone",
-    *(f"transformers.models.{f}.modeling_{f}" for f in ("qwen2_5_vl", "qwen3_vl")),
+    *(f"transformers.models.{f}.modeling_{f}" for f in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")),
 )
 PATIENCE = timedelta(seconds=120)  # a rank that waits for one that never comes fails then
 
@@ -38,4 +38,3 @@ def _rank(rank, world, folder, environment, main, args):
         torch.save(result, f"{folder}/result.pt")
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
