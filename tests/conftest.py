@@ -1,10 +1,15 @@
 """What tests of several folders share: an S3 server on loopback, and a Ray inside this process."""
 
+import json
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 
+import fsspec.config
 import pytest
+
+from tests.faults.failing_s3 import SETTINGS, FailingProxy, FailingS3, Faults, harmless, seeded
 
 
 @pytest.fixture(scope="session")
@@ -31,38 +36,68 @@ def s3(s3_server: dict[str, str]) -> Iterator[str]:
 
     endpoint = s3_server["AWS_ENDPOINT_URL"]
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
+        set_all(patch, s3_server)
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
 
 
 @pytest.fixture(scope="session")
-def ray_environment(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What the processes of the shared Ray see; it ends with the session."""
-    folders = {name: str(tmp_path_factory.mktemp(name.lower())) for name in ("TMPDIR", "MOCA_CACHE")}
-    yield s3_server | folders
+def s3_proxy(s3_server: dict[str, str]) -> Iterator[FailingProxy]:
+    """What stands before the server for those who are to see it fail."""
+    proxy = FailingProxy(s3_server["AWS_ENDPOINT_URL"])
+    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
+
+
+@pytest.fixture
+def failing_s3(s3: str, s3_proxy: FailingProxy) -> Iterator[FailingS3]:
+    """S3 below `.uri` of which a quarter of the requests fails, in all ways of KINDS; see tests/faults/failing_s3.py."""
+    from cluster.s3 import PatientS3
+
+    s3_proxy.faults = Faults(seeded(seed=1, share=0.25))
+    PatientS3.clear_instance_cache()  # no connections of another test
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_proxy.endpoint)
+        patch.setenv("FSSPEC_S3", json.dumps(SETTINGS))  # for the processes that a test starts
+        patch.setitem(fsspec.config.conf, "s3", SETTINGS)  # for this one
+        yield FailingS3(s3, s3_proxy.faults, f"http://{s3_proxy.target}")
+    s3_proxy.faults = Faults(harmless)
+
+
+@pytest.fixture(scope="session")
+def ray_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Where the shared Ray and who uses it keep files; it ends with the session."""
+    yield {name: str(tmp_path_factory.mktemp(name.lower())) for name in ("TMPDIR", "MOCA_CACHE")}
     import ray
 
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def ray_session(ray_environment: dict[str, str]) -> Iterator[None]:
+def ray_session(ray_folders: dict[str, str], s3_server: dict[str, str], s3_proxy: FailingProxy) -> Iterator[None]:
     """A Ray inside this process: one for all modules that ask, a new one where a module left it stopped or at work."""
     import ray
 
     from cluster.session import ClusterConfig, connect
 
-    with pytest.MonkeyPatch.context() as patch:  # before Ray starts: its workers inherit it
+    of_workers = {**s3_server, "AWS_ENDPOINT_URL": s3_proxy.endpoint, "FSSPEC_S3": json.dumps(SETTINGS)}
+    with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in ray_environment.items():
-            patch.setenv(name, value)
+        set_all(patch, ray_folders)
         if ray.is_initialized() and not at_rest():
             ray.shutdown()
-        connect(ClusterConfig())
+        with pytest.MonkeyPatch.context() as inherited:  # by all processes that Ray starts
+            set_all(inherited, of_workers)
+            connect(ClusterConfig())
         yield
+
+
+def set_all(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        patch.setenv(name, value)
 
 
 def at_rest(patience_s: float = 5.0) -> bool:

@@ -1,29 +1,29 @@
 """A proxy in front of an S3 server that makes its answers fail, by a plan that is the same in every run.
 
-For any test: `from tests.faults.failing_s3 import failing_s3` in its module or conftest, and `failing_s3` as an argument.
-Everything below `failing_s3.uri` then goes through the proxy, also in processes that the test starts (AWS_ENDPOINT_URL
-and FSSPEC_S3 are in the environment). `failing_s3.injected` counts what was done to whom, `with
+The fixture is `failing_s3` of tests/conftest.py. Everything below `failing_s3.uri` goes through the proxy, also in processes
+that the test starts (AWS_ENDPOINT_URL and FSSPEC_S3 are in the environment) and in those of the shared Ray, for which the proxy
+passes on everything as long as no test asks for failures. `failing_s3.injected` counts what was done to whom, `with
 failing_s3.undisturbed():` looks at the server itself.
 """
 
 import contextlib
 import http.client
-import json
 import os
 import random
 import re
 import socket
 import struct
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import fsspec.config
 import pytest
 
 READ_TIMEOUT_S = 1.0
+SETTINGS = {"config_kwargs": {"read_timeout": READ_TIMEOUT_S}}  # of fsspec, for who reads through the proxy
 KINDS = {
     "500": 3,  # InternalError
     "503": 3,  # SlowDown
@@ -56,18 +56,18 @@ def seeded(seed: int, share: float, most_in_a_row: int = 3) -> Plan:
     return plan
 
 
-class FailingProxy(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+def harmless(request: str, seen: int, in_a_row: int) -> None:
+    """Fails nothing."""
 
-    def __init__(self, target: str, plan: Plan) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.target, self.plan = target.removeprefix("http://"), plan
+
+class Faults:
+    """What the proxy does to requests from now on, by `plan`, which may be replaced; and what it did to how many."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.requests, self.injected = Counter[str](), Counter[str]()
-        self.stopped = threading.Event()
         self._seen, self._in_a_row = Counter[str](), defaultdict(int)
         self._lock = threading.Lock()
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
     def draw(self, request: str) -> str | None:
         """What to do to this request."""
@@ -85,22 +85,34 @@ class FailingProxy(ThreadingHTTPServer):
                 self.injected[kind] += 1
 
 
+class FailingProxy(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = target.removeprefix("http://")
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+        self.faults = Faults(harmless)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FailingProxy
 
     def _serve(self) -> None:
-        kind = self.server.draw(f"{self.command} {self.path} {self.headers.get('Range', '')}")
+        self.faults = self.server.faults  # a test may end before its last answer
+        kind = self.faults.draw(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         if kind == "reset":
             self._reset(kind)
             return
         body = self._body()
         if kind in _ERRORS:
-            self.server.count(self.command, kind)
+            self.faults.count(self.command, kind)
             status, text = _ERRORS[kind]
             self._answer(status, [("Content-Type", "application/xml")], text.encode())
         elif kind == "stall":
-            self.server.stopped.wait(1.5 * READ_TIMEOUT_S)
+            time.sleep(1.5 * READ_TIMEOUT_S)
             self._reset(kind)
         else:
             self._forward(kind, body)
@@ -131,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "lost":
             self._reset(kind)
             return
-        self.server.count(self.command, kind)
+        self.faults.count(self.command, kind)
         headers = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "connection")]
         self._answer(answer.status, headers, content, cut=kind == "cut")
 
@@ -149,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._abort()
 
     def _reset(self, kind: str) -> None:
-        self.server.count(self.command, kind)
+        self.faults.count(self.command, kind)
         self._abort()
 
     def _abort(self) -> None:
@@ -163,35 +175,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class FailingS3:
-    """An S3 whose requests fail by `proxy.plan`, which a test may replace."""
+    """An S3 whose requests fail by `faults.plan`."""
 
     uri: str
-    proxy: FailingProxy
+    faults: Faults
+    server: str
 
     @property
     def injected(self) -> Counter[str]:
         """{kind of fault: how often}"""
-        return self.proxy.injected
+        return self.faults.injected
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
         """The same storage with nothing in between."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", f"http://{self.proxy.target}")
+            patch.setenv("AWS_ENDPOINT_URL", self.server)
             yield
-
-
-@pytest.fixture
-def failing_s3(s3: str) -> Iterator[FailingS3]:
-    """S3 below `.uri` of which a quarter of the requests fails, in all ways of KINDS; see the top of this file."""
-    settings = {"config_kwargs": {"read_timeout": READ_TIMEOUT_S}}
-    proxy = FailingProxy(os.environ["AWS_ENDPOINT_URL"], seeded(seed=1, share=0.25))
-    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        patch.setenv("FSSPEC_S3", json.dumps(settings))  # for the processes that a test starts
-        patch.setitem(fsspec.config.conf, "s3", settings)  # for this one
-        yield FailingS3(s3, proxy)
-    proxy.stopped.set()
-    proxy.shutdown()
-    proxy.server_close()

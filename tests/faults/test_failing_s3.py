@@ -13,7 +13,7 @@ import pytest
 from cluster import storage
 from cluster.s3 import PatientS3
 from pipelines.tables import open_table, read_rows, read_table, table_writer
-from tests.faults.failing_s3 import KINDS, FailingS3, seeded
+from tests.faults.failing_s3 import KINDS, FailingS3, harmless, seeded
 
 SCHEMA = pa.schema([("n", pa.int64()), ("image", pa.binary())])
 GROUP = 16
@@ -39,8 +39,8 @@ def write(uri: str) -> None:
 
 
 def folder_of_files(folder: Path) -> str:
-    """Twenty small files, one that a read fetches in several pieces, and one that goes up in three parts."""
-    for number in range(20):
+    """Ten small files, one that a read fetches in several pieces, and one that goes up in three parts."""
+    for number in range(10):
         path = folder / f"d{number % 3}" / f"{number}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes([number]) * (number * 1000 + 1))
@@ -78,7 +78,7 @@ def test_all_results_are_those_of_an_undisturbed_storage(failing_s3: FailingS3, 
     disturbed, quiet = storage.join(failing_s3.uri, "disturbed"), storage.join(failing_s3.uri, "quiet")
     seen = everything(disturbed, folder)
     assert set(failing_s3.injected) == set(KINDS), failing_s3.injected
-    assert failing_s3.injected.total() > 0.15 * failing_s3.proxy.requests.total()
+    assert failing_s3.injected.total() > 0.15 * failing_s3.faults.requests.total()
     with failing_s3.undisturbed():
         assert seen == everything(quiet, folder)
         assert seen["localized"]["large.bin"] == (Path(folder) / "large.bin").read_bytes()
@@ -89,7 +89,7 @@ def test_all_results_are_those_of_an_undisturbed_storage(failing_s3: FailingS3, 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"stall", "500"}))  # 500 is repeated as 503 is
 def test_every_request_may_fail_three_times(failing_s3: FailingS3, kind: str) -> None:
-    failing_s3.proxy.plan = lambda request, seen, in_a_row: kind if in_a_row < 3 else None
+    failing_s3.faults.plan = lambda request, seen, in_a_row: kind if in_a_row < 3 else None
     uri = storage.join(failing_s3.uri, kind, "table.parquet")
     with table_writer(uri, SCHEMA, GROUP) as writer:
         writer.write(table(0, 20))
@@ -100,7 +100,7 @@ def test_every_request_may_fail_three_times(failing_s3: FailingS3, kind: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_other_plans(failing_s3: FailingS3, tmp_path: Path, seed: int) -> None:
-    failing_s3.proxy.plan = seeded(seed, share=0.5)
+    failing_s3.faults.plan = seeded(seed, share=0.5)
     folder = folder_of_files(tmp_path / "folder")
     seen = everything(storage.join(failing_s3.uri, f"plan-{seed}"), folder)
     with failing_s3.undisturbed():
@@ -115,7 +115,7 @@ def test_the_lost_answer_to_a_completed_upload_is_no_failure(failing_s3: Failing
     def lose(request: str, seen: int, in_a_row: int) -> str | None:
         return ("404" if seen else "lost") if completes(request) else None  # many storages forget what is complete
 
-    failing_s3.proxy.plan = lose
+    failing_s3.faults.plan = lose
     uri = storage.join(failing_s3.uri, "completed.bin")
     storage.write_atomic(uri, b"z" * (17 * MIB))
     assert failing_s3.injected == {"lost": 1, "404": 1}
@@ -123,7 +123,7 @@ def test_the_lost_answer_to_a_completed_upload_is_no_failure(failing_s3: Failing
 
 
 def test_an_upload_that_somebody_else_ended_is_a_failure(failing_s3: FailingS3) -> None:
-    failing_s3.proxy.plan = lambda request, seen, in_a_row: "404" if completes(request) else None
+    failing_s3.faults.plan = lambda request, seen, in_a_row: "404" if completes(request) else None
     uri = storage.join(failing_s3.uri, "ended.bin")
     storage.write_atomic(uri, b"what was there before")
     with pytest.raises(FileNotFoundError, match=r"complete_multipart_upload of s3://bucket/ended\.bin"):
@@ -174,7 +174,7 @@ def test_a_killed_writer_leaves_no_object_and_the_next_one_succeeds(failing_s3: 
 
 
 def test_permanent_errors_fail_at_once_and_name_the_object(failing_s3: FailingS3) -> None:
-    failing_s3.proxy.plan = lambda *_: "403"
+    failing_s3.faults.plan = lambda *_: "403"
     uri = storage.join(failing_s3.uri, "forbidden")
     for call in (storage.read_bytes, storage.exists, storage.digest, storage.delete, storage.list_files):
         started = time.monotonic()
@@ -187,20 +187,20 @@ def test_permanent_errors_fail_at_once_and_name_the_object(failing_s3: FailingS3
 
 
 def test_a_bucket_that_does_not_exist(failing_s3: FailingS3) -> None:
-    failing_s3.proxy.plan = lambda *_: None
+    failing_s3.faults.plan = harmless
     for call in (storage.read_bytes, lambda uri: storage.write_atomic(uri, b"x")):
         with pytest.raises(FileNotFoundError, match="s3://no-such-bucket/x"):
             call("s3://no-such-bucket/x")
-    assert failing_s3.proxy.requests.total() <= 3
+    assert failing_s3.faults.requests.total() <= 3
 
 
 def test_a_server_that_does_not_recover_is_given_up(failing_s3: FailingS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PatientS3, "retries", 3)
-    failing_s3.proxy.plan = lambda *_: "500"
+    failing_s3.faults.plan = lambda *_: "500"
     with pytest.raises(OSError, match=r"internal error.*get_object of s3://bucket/x"):
         storage.read_bytes("s3://bucket/x")
     assert failing_s3.injected["500"] == 3  # one layer of repetitions, not two that multiply
-    failing_s3.proxy.plan = lambda *_: "lost"
+    failing_s3.faults.plan = lambda *_: "lost"
     with pytest.raises(OSError, match=r"get_object of s3://bucket/x"):
         storage.read_bytes("s3://bucket/x")
     assert failing_s3.injected["lost"] <= 6  # aiohttp itself repeats once what fails on a connection that was kept open

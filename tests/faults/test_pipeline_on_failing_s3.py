@@ -3,8 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -12,7 +11,6 @@ import psutil
 import pytest
 
 from cluster import storage
-from cluster.session import ClusterConfig, connect
 from moca_core.data.duplicates import CleanRules
 from pipelines.runner.record import Artifact
 from pipelines.sources import Source
@@ -20,7 +18,7 @@ from pipelines.steps.clean import clean_step
 from pipelines.steps.corpus import CorpusConfig, corpus_step
 from pipelines.steps.pack import PackConfig, pack_step
 from pipelines.steps.pairs import PairsConfig, pairs_step
-from tests.faults.failing_s3 import FailingS3
+from tests.faults.failing_s3 import FailingS3, harmless
 from tests.pipelines.conftest import base, files_of, run_step, write_pairs, write_texts, write_web  # noqa: F401
 
 KEPT = {
@@ -31,19 +29,7 @@ KEPT = {
 }
 
 
-@contextmanager
-def session() -> Iterator[None]:
-    """A Ray whose workers see the storage that this process sees now, so not the one that other modules share."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.shutdown()
-        connect(ClusterConfig())
-        try:
-            yield
-        finally:
-            ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 class Killer(threading.Thread):
@@ -77,7 +63,7 @@ class Killer(threading.Thread):
 
 def objects(s3: FailingS3, uri: str, folder: str) -> int:
     """How many there are, asked of the server itself."""
-    client = boto3.client("s3", endpoint_url=f"http://{s3.proxy.target}")
+    client = boto3.client("s3", endpoint_url=s3.server)
     prefix = storage.join(uri, folder).removeprefix("s3://bucket/")
     return client.list_objects_v2(Bucket="bucket", Prefix=f"{prefix}/").get("KeyCount", 0)
 
@@ -127,12 +113,11 @@ def test_a_corpus_through_a_failing_storage_and_a_killed_worker_is_the_same(
     with failing_s3.undisturbed():
         storage.upload(str(tmp_path / "data"), data)
     disturbed = storage.join(root, "disturbed")
-    with session():
-        with Killer(lambda: objects(failing_s3, disturbed, "documents") >= 2) as killer:
-            one = run_step(corpus_step(corpus_config(data)), disturbed)
-        assert killer.killed
-        failing_s3.proxy.plan = lambda *_: None
-        two = run_step(corpus_step(corpus_config(data)), storage.join(root, "quiet"))
+    with Killer(lambda: objects(failing_s3, disturbed, "documents") >= 2) as killer:
+        one = run_step(corpus_step(corpus_config(data)), disturbed)
+    assert killer.killed
+    failing_s3.faults.plan = harmless
+    two = run_step(corpus_step(corpus_config(data)), storage.join(root, "quiet"))
     assert failing_s3.injected.total() > 20
     assert one.result["documents"] == 5 * 11 + 2 * 19
     with failing_s3.undisturbed():
@@ -150,15 +135,14 @@ def test_the_data_path_through_a_failing_storage_and_killed_workers_is_the_same(
     with failing_s3.undisturbed():
         storage.upload(str(tmp_path / "data"), data)
     disturbed = storage.join(root, "disturbed")
-    with session():
-        with (
-            Killer(lambda: objects(failing_s3, disturbed, "corpus/documents") >= 8) as first,
-            Killer(lambda: objects(failing_s3, disturbed, "pack/rows") >= 3) as second,
-        ):
-            one = data_path(data, disturbed, base)
-        assert first.killed and second.killed
-        failing_s3.proxy.plan = lambda *_: None
-        two = data_path(data, storage.join(root, "quiet"), base)
+    with (
+        Killer(lambda: objects(failing_s3, disturbed, "corpus/documents") >= 8) as first,
+        Killer(lambda: objects(failing_s3, disturbed, "pack/rows") >= 3) as second,
+    ):
+        one = data_path(data, disturbed, base)
+    assert first.killed and second.killed
+    failing_s3.faults.plan = harmless
+    two = data_path(data, storage.join(root, "quiet"), base)
     assert failing_s3.injected.total() > 100
     with failing_s3.undisturbed():
         for name in KEPT:
