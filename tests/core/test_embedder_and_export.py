@@ -178,8 +178,10 @@ def test_the_exported_template_renders_what_was_trained(exported, embedder):
         assert tokenizer(said, add_special_tokens=False).input_ids == rendered.input_ids
 
 
-def test_check_export_passes_what_is_equal(exported, embedder):
-    lowest = check_export(exported, embedder, list(BOTH_ORDERS))
+def test_check_export_passes_what_is_equal(any_folder, tmp_path):
+    trained, out = write_trained(any_folder, tmp_path / "trained", "bidirectional"), str(tmp_path / "out")
+    export_model(trained, out, read_spec(trained), max_tokens=512, dtype=torch.float32)
+    lowest = check_export(out, Embedder(trained, device="cpu"), list(BOTH_ORDERS))
     assert set(lowest) == {"packed", "sentence_transformers"} and min(lowest.values()) >= 0.9999
 
 
