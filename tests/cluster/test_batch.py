@@ -115,6 +115,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from cluster.batch import run_units
+from cluster.session import ClusterConfig, connect
 
 folder, state, count, slow = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 
