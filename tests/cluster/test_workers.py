@@ -41,6 +41,7 @@ def training() -> Callable[[Worker, dict[str, Any]], dict[str, Any]]:
                 start = engine.load(directory)["step"] if directory else 0
         for step in range(start, config["steps"]):
             if worker and worker.rank == 1 and start == 0 and step == config["fail_at"]:
+                time.sleep(1.0)  # a checkpoint counts from the controller's next poll on
                 raise ValueError("the learning rate is blue")
             step_of(engine, step)
             if worker and step % 2:
