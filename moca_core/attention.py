@@ -9,14 +9,13 @@ the model gets one attention function that reads `cu_seqlens`: the flash kernel 
 from functools import cache
 from importlib.util import find_spec
 from inspect import signature
-from typing import Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-Attention = Literal["bidirectional", "causal"]
+from moca_core.types import Attention
 
 IMPLEMENTATION = "moca_flash_varlen"  # transformers hands cu_seqlens to the vision tower only if "flash" is in the name
 

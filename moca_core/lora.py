@@ -4,14 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel
-
 from moca_core.parts import parts_of
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who reads settings needs no torch
     from peft import LoraConfig
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 TARGET_PARTS = ("language", "vision", "merger")
 
@@ -44,11 +42,12 @@ class Lora:
         return asdict(self) if self.rank else None
 
 
-def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
+def add_adapters(model: "PreTrainedModel", lora: Lora, seed: int) -> None:
     """Freezes the model and puts adapters into it, whose sum with it is still the model. Equal for equal seeds.
 
     Raises ValueError for a target that matches no layer.
     """
+    import torch
     from peft import inject_adapter_in_model
 
     config = _peft_config(model, lora)
@@ -58,7 +57,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
 
 
 def merge_adapters(
-    model: PreTrainedModel, lora: Lora, weights: dict[str, torch.Tensor], adapter_folder: str, start: str
+    model: "PreTrainedModel", lora: Lora, weights: "dict[str, Tensor]", adapter_folder: str, start: str
 ) -> None:
     """Adds trained adapters to the weights of the model they were trained on, in its precision: float32 is meant.
 
@@ -82,8 +81,10 @@ def merge_adapters(
     adapted.merge_and_unload(safe_merge=True)
 
 
-def target_layers(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
+def target_layers(model: "PreTrainedModel", targets: tuple[str, ...]) -> list[str]:
     """Names of the linear layers that `targets` mean in this very model. ValueError for one that means none."""
+    from torch import nn
+
     chosen = []
     for target in targets:
         part, _, wanted = target.partition(".")
@@ -106,7 +107,7 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _peft_config(model: PreTrainedModel, lora: Lora) -> "LoraConfig":
+def _peft_config(model: "PreTrainedModel", lora: Lora) -> "LoraConfig":
     from peft import LoraConfig
 
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=target_layers(model, lora.targets))

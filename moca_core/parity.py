@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from moca_core.attention import Attention, attention_of
+from moca_core.attention import attention_of
 from moca_core.embedder import Embedder
-from moca_core.types import Content
+from moca_core.types import Attention, Content
 
 MIN_COSINE = 0.999
 

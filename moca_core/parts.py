@@ -1,16 +1,17 @@
 """The parts of a vision-language model by name, and freezing them."""
 
 from collections.abc import Collection
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from torch import nn
-from transformers import PreTrainedModel
+if TYPE_CHECKING:  # settings name parts, and who reads settings needs no torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 Part = Literal["vision", "merger", "language", "embeddings"]
 PARTS: tuple[str, ...] = get_args(Part)
 
 
-def parts_of(model: PreTrainedModel) -> dict[str, dict[str, nn.Module]]:
+def parts_of(model: "PreTrainedModel") -> "dict[str, dict[str, nn.Module]]":
     """{part: its modules by their names in `model`}, of a `ForConditionalGeneration` model; together they hold every weight.
 
     vision: the tower without what follows it. merger: what makes language states of merged groups of patches, DeepStack's
@@ -26,7 +27,7 @@ def parts_of(model: PreTrainedModel) -> dict[str, dict[str, nn.Module]]:
     return parts
 
 
-def freeze(model: PreTrainedModel, names: Collection[str]) -> None:
+def freeze(model: "PreTrainedModel", names: Collection[str]) -> None:
     """Keeps these parts as they are, from now on. Before the objective is made, which reads what is trained."""
     require_parts(names)
     for name in names:

@@ -7,6 +7,7 @@ No torch here: the data side of the system runs in many small processes that nev
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -93,6 +94,10 @@ class EvalTask:
     name: str
     queries: tuple[Query, ...]
     candidates: tuple[Content, ...]
+
+
+Attention = Literal["bidirectional", "causal"]
+"""Which tokens of its sequence a token sees."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The model card of an exported model: what it is and how it was made, read off the results of the stages that made it."""
 
-from moca_core.attention import Attention
 from moca_core.spec import BackboneSpec
+from moca_core.types import Attention
 
 OBJECTIVES = {"mlm": "masked language modelling", "mae": "masked autoencoding"}
 ATTENTION = {

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from cluster import storage
 from cluster.workers import Worker
-from moca_core.attention import Attention
 from moca_core.data.codec import to_bytes
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
 from moca_core.data.schema import row_to_pair
 from moca_core.lora import Lora
 from moca_core.spec import BackboneSpec
+from moca_core.types import Attention
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_rows
 from pipelines.training.config import TrainingConfig

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 from cluster.workers import Worker
-from moca_core.attention import Attention
 from moca_core.data.codec import to_bytes
 from moca_core.data.masking import mask
 from moca_core.spec import BackboneSpec
+from moca_core.types import Attention
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_rows, read_table
 from pipelines.training.config import TrainingConfig

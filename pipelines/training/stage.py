@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from cluster import storage
 from cluster.workers import Worker, run_tasks, run_workers
-from moca_core.attention import Attention, set_attention
 from moca_core.lora import Lora
+from moca_core.types import Attention
 from pipelines.plots import loss_curves
 from pipelines.runner.step import Context
 
@@ -71,6 +71,7 @@ def write_model(
     they are too. Returns the folders below `step_uri`.
     """
     from cluster.checkpoint import consolidate
+    from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.folder import copy_processor
     from moca_core.lora import merge_adapters

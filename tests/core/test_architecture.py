@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,14 @@ def test_importing_starts_nothing():
         or (isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant))
     }
     assert effects == {"pipelines/served_model.py": "mlflow.models.set_model(EmbeddingModel())"}
+
+
+def test_small_processes_of_the_data_side_need_no_torch():
+    """What Ray Data runs lies in these modules; its processes are many, and each pays for what it imports."""
+    steps = [f"pipelines.steps.{step}" for step in ("corpus", "pairs", "clean", "pack", "pretrain", "finetune")]
+    code = f"import sys, {', '.join(steps)}; print(*{{'torch', 'transformers', 'deepspeed'}} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
 
 
 def test_every_module_says_what_it_is():
