@@ -92,6 +92,7 @@ def recipe_file(folder: Path) -> Path:
         "evaluate": {"max_tokens": 128},
         "export": {"name": "short", "max_tokens": 512},
         "tracking": {"log_every_steps": 2, "checkpoint_every_steps": 4},
+        "cluster": {"data_tasks_per_worker": 1},  # every process of them starts for seconds
     }
     path = folder / "short.yaml"
     path.write_text(yaml.safe_dump(recipe))

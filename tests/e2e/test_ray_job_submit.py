@@ -76,7 +76,7 @@ def cluster() -> Iterator[dict[str, str]]:
         "--dashboard-port": dashboard,
         "--dashboard-agent-listen-port": agent,  # has a fixed default, which any other Ray of the machine holds
         "--ray-client-server-port": client,
-        "--num-cpus": 4,
+        "--num-cpus": 2,  # so many processes start ahead of the first task
         "--object-store-memory": 200_000_000,
     }
     command = [RAY, "start", "--head", "--block", *(str(part) for option in options.items() for part in option)]
