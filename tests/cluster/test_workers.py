@@ -123,17 +123,21 @@ def test_no_room_is_said_at_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_tasks_run_side_by_side_in_order() -> None:
-    def work(seconds: float, name: str) -> tuple[str, int]:
-        time.sleep(seconds)
+def test_tasks_run_side_by_side_in_order(tmp_path: Path) -> None:
+    """The first one cannot end before the last one has begun."""
+
+    def work(name: str, waits_for: str) -> tuple[str, int]:
+        (tmp_path / name).touch()
+        deadline = time.monotonic() + 60
+        while waits_for and not (tmp_path / waits_for).exists():
+            assert time.monotonic() < deadline, f"{waits_for} never ran beside {name}"
+            time.sleep(0.05)
         return name, os.getpid()
 
-    started = time.monotonic()
-    found = run_tasks(work, [(1.5, "a"), (0.0, "b"), (1.5, "c")], cpus=0.5, gpus=0)
+    found = run_tasks(work, [("a", "c"), ("b", ""), ("c", "a")], cpus=0.5, gpus=0)
     assert [name for name, _ in found] == ["a", "b", "c"]
     assert os.getpid() not in {pid for _, pid in found}
     assert found[0][1] != found[2][1]
-    assert time.monotonic() - started < 10
     assert run_tasks(work, [], cpus=0.5, gpus=0) == []
 
 
