@@ -124,20 +124,20 @@ def test_no_room_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_tasks_run_side_by_side_in_order(tmp_path: Path) -> None:
-    """The first one cannot end before the last one has begun."""
-
-    def work(name: str, waits_for: str) -> tuple[str, int]:
+    def work(name: str, waits_for: list[str]) -> tuple[str, int]:
         (tmp_path / name).touch()
         deadline = time.monotonic() + 60
-        while waits_for and not (tmp_path / waits_for).exists():
-            assert time.monotonic() < deadline, f"{waits_for} never ran beside {name}"
-            time.sleep(0.05)
+        while not all((tmp_path / other).exists() for other in waits_for):
+            assert time.monotonic() < deadline, f"{name} never saw all of {waits_for}"
+            time.sleep(0.02)
+        (tmp_path / f"{name} is done").touch()
         return name, os.getpid()
 
-    found = run_tasks(work, [("a", "c"), ("b", ""), ("c", "a")], cpus=0.5, gpus=0)
+    # None ends before all have begun, and the first ends last.
+    items = [("a", ["b is done", "c is done"]), ("b", ["a", "c"]), ("c", ["a", "b"])]
+    found = run_tasks(work, items, cpus=0.5, gpus=0)
     assert [name for name, _ in found] == ["a", "b", "c"]
-    assert os.getpid() not in {pid for _, pid in found}
-    assert found[0][1] != found[2][1]
+    assert len({os.getpid(), *(pid for _, pid in found)}) == 4
     assert run_tasks(work, [], cpus=0.5, gpus=0) == []
 
 
