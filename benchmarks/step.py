@@ -175,17 +175,18 @@ def passes(name: str, work: Work, size: Size, device: torch.device, count: int) 
             compile_layers(model)
     useful = sum(map(ours.flops, work.documents))
     counts = {term: sum(ours.counts(document)[term] for document in work.documents) for term in ours.weights}
-    engine = TorchEngine(module, EngineConfig(size.precision, micro_batches_per_step=len(batches)), device)
+    engine = TorchEngine(module, EngineConfig(size.precision), device)
     held_gb = reset_peak(device)
     for _ in range(count):
         started, mlm = time.perf_counter(), torch.zeros((), device=device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             terms = engine.forward(batch)
-            engine.backward(sum(ours.weights[term] * terms[term].sum / counts[term] for term in counts))
+            loss = sum(ours.weights[term] * terms[term].sum / counts[term] for term in counts)
+            engine.backward(loss, last=number == len(batches))
             mlm += terms["mlm"].sum.detach()
         engine.step(1e-6)
-        loss = mlm.item() / counts["mlm"]  # which waits for the device
-        yield Pass(time.perf_counter() - started, loss, peak_gb(device) - held_gb, 1 - work.tokens / read, useful)
+        mean = mlm.item() / counts["mlm"]  # which waits for the device
+        yield Pass(time.perf_counter() - started, mean, peak_gb(device) - held_gb, 1 - work.tokens / read, useful)
 
 
 def show(name: str, best: Pass, first: Pass, work: Work, peak_flops: float | None) -> None:

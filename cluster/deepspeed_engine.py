@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.checkpoint import MANIFEST, ZERO_TAG, read_manifest, reshard_zero, write_manifest
-from cluster.engine import EngineConfig, adamw, count_down, require_same_trained, set_lr, trained_parameters
+from cluster.engine import EngineConfig, adamw, require_same_trained, set_lr, trained_parameters
 
 _CONSTANTS = ("weight_decay", "betas", "eps")
 
@@ -43,21 +43,20 @@ class DeepSpeedEngine:
         self.device = torch.device(self._engine.device)
         self.module = module
         self._config = config
-        self._waiting = config.micro_batches_per_step
+        self._complete = False  # the last backward of this step was seen
 
     def forward(self, batch: Any) -> Any:
         return self._engine(batch)
 
-    def backward(self, loss: Tensor) -> None:
-        self._waiting = count_down(self._waiting)
-        # DeepSpeed averages over ranks and micro-batches; we sum.
-        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
-        if self._waiting:
-            self._engine.step()  # before the last micro-batch this only counts
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        assert not self._complete, "backward() after the last one of this step"
+        self._complete = last
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks; we sum
 
     def step(self, lr: float) -> float:
-        assert self._waiting == 0, f"step() came {self._waiting} micro-batches too early"
-        self._waiting = self._config.micro_batches_per_step
+        assert self._complete, "step() before the last backward()"
+        self._complete = False
         set_lr(self._optimizer, lr)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
@@ -114,7 +113,7 @@ def zero_config(config: EngineConfig, parameters: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     ds: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # a formality: batches are flat token streams
-        "gradient_accumulation_steps": config.micro_batches_per_step,
+        "gradient_accumulation_steps": 1,  # a formality too: `last` says where a step ends
         "gradient_clipping": config.max_grad_norm,  # DeepSpeed's default would be 1.0
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -27,7 +27,6 @@ class EngineConfig:
 
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[1, 2, 3] = 2
-    micro_batches_per_step: int = 1
     max_grad_norm: float = 0.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -39,8 +38,6 @@ class EngineConfig:
             raise ValueError(f"precision {self.precision!r} must be 'fp32' or 'bf16'")
         if self.zero_stage not in (1, 2, 3):
             raise ValueError(f"zero_stage {self.zero_stage!r} must be 1, 2 or 3")
-        if self.micro_batches_per_step < 1:
-            raise ValueError(f"micro_batches_per_step {self.micro_batches_per_step} must be at least 1")
         for name in ("max_grad_norm", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} must be 0 (off) or a positive number")
@@ -61,8 +58,11 @@ class Engine(Protocol):
     def forward(self, batch: Any) -> Any:
         """The module's output for one micro-batch; may be called several times before `backward`, or under no_grad."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss; exactly `micro_batches_per_step` calls belong to one `step`."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of a scalar loss. `last` on the last call of a step.
+
+        Steps may have any number of calls, each another one; it is the same on all ranks.
+        """
 
     def step(self, lr: float) -> float:
         """Update with learning rate `lr` and clear the gradients. Returns the global gradient norm before clipping.
@@ -107,12 +107,6 @@ def adamw(weights: Iterable[Tensor], config: EngineConfig, *, fused: bool | None
 def set_lr(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def count_down(waiting: int) -> int:
-    """One micro-batch fewer to wait for before `step`."""
-    assert waiting > 0, "more backward() calls than micro_batches_per_step"
-    return waiting - 1
 
 
 def require_same_trained(directory: str, saved: Iterable[str], trained: Iterable[str]) -> None:

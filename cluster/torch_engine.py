@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.checkpoint import TORCH_FILE, read_manifest, write_manifest
-from cluster.engine import EngineConfig, adamw, count_down, require_same_trained, set_lr, trained_parameters
+from cluster.engine import EngineConfig, adamw, require_same_trained, set_lr, trained_parameters
 
 
 class TorchEngine:
@@ -35,18 +35,19 @@ class TorchEngine:
                 parameter.data = parameter.data.bfloat16()
         # On a GPU the default is many kernels with temporaries as large as the weights.
         self._optimizer = adamw(map(self._weight, self._trained.values()), config, fused=self.device.type == "cuda")
-        self._waiting = config.micro_batches_per_step
+        self._complete = False  # the last backward of this step was seen
 
     def forward(self, batch: Any) -> Any:
         return self.module(batch)
 
-    def backward(self, loss: Tensor) -> None:
-        self._waiting = count_down(self._waiting)
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        assert not self._complete, "backward() after the last one of this step"
+        self._complete = last
         loss.backward()
 
     def step(self, lr: float) -> float:
-        assert self._waiting == 0, f"step() came {self._waiting} micro-batches too early"
-        self._waiting = self._config.micro_batches_per_step
+        assert self._complete, "step() before the last backward()"
+        self._complete = False
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         for weight in weights:
             if weight.grad is None:  # ZeRO sees a zero there, and decays the weight

@@ -48,7 +48,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint, or from the start, to the last step; returns {"history": [...]} of logged steps.
 
-    `job` holds what every stage passes: label, micro_batches, zero_stage, log_every, checkpoint_every, tracking (uri and run id).
+    `job` holds what every stage passes: label, zero_stage, log_every, checkpoint_every, tracking (uri and run id).
     `open_at(steps)` gives this rank's stream over those global steps.
     """
     from cluster import collectives, tracking
@@ -61,7 +61,6 @@ def run_training(
         EngineConfig(
             precision=config.precision,
             zero_stage=job["zero_stage"],
-            micro_batches_per_step=job["micro_batches"],
             max_grad_norm=config.max_grad_norm,
             weight_decay=config.weight_decay,
         ),

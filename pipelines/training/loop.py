@@ -55,10 +55,10 @@ def train(
         *counted, tokens, flops = sum_over_ranks(summed).tolist()
         counts = dict(zip(names, counted, strict=True))
         sums = torch.zeros(len(names), dtype=torch.float64, device=engine.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             terms = engine.forward(batch)
             loss = sum(objective.weights[n] * terms[n].sum / max(1.0, counts[n]) for n in names if objective.weights[n])
-            engine.backward(loss)
+            engine.backward(loss, last=number == len(batches))
             sums += torch.stack([terms[name].sum.detach().double() for name in names])
         learning_rate = config.learning_rate_at(step)
         grad_norm = engine.step(learning_rate)

@@ -21,7 +21,7 @@ STAGES = (1, 2, 3)
 STEPS = 4
 LR = 0.5
 # A large eps makes Adam's update proportional to the gradient: a wrong scale shows at the first step.
-CONFIG = EngineConfig(micro_batches_per_step=2, weight_decay=0.1, eps=1.0)
+CONFIG = EngineConfig(weight_decay=0.1, eps=1.0)
 BF16 = dataclasses.replace(CONFIG, precision="bf16")
 CLIPPED = dataclasses.replace(CONFIG, max_grad_norm=0.1)
 
@@ -65,7 +65,7 @@ def train(engine: Engine, steps: range, micro_batches: int) -> list[tuple[float,
             part = rows(step, None if engine.world_size == 1 else engine.rank * micro_batches + micro)
             logits = engine.forward(part[:, 0])
             loss = nn.functional.cross_entropy(logits, part[:, 1], reduction="sum") / 12
-            engine.backward(loss)
+            engine.backward(loss, last=micro == micro_batches - 1)
             loss_sum += loss.detach()
         seen.append((all_reduce_sum(loss_sum).item(), engine.step(LR * (step + 1))))
     return seen
@@ -73,7 +73,7 @@ def train(engine: Engine, steps: range, micro_batches: int) -> list[tuple[float,
 
 def alone(config: EngineConfig, steps: int = STEPS) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
     """What a single process does with all rows in one batch."""
-    engine = TorchEngine(build(), dataclasses.replace(config, micro_batches_per_step=1))
+    engine = TorchEngine(build(), config)
     return train(engine, range(steps), 1), engine.module.state_dict()
 
 
@@ -87,8 +87,8 @@ def live_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
 def poison(engine: DeepSpeedEngine) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     """A step of which one micro-batch is NaN: its norm, and the weights before and after."""
     before = live_weights(engine)
-    for factor in (math.nan, 1.0):
-        engine.backward(engine.forward(rows(9, 0)[:, 0]).sum() * factor)
+    for factor, last in ((math.nan, False), (1.0, True)):
+        engine.backward(engine.forward(rows(9, 0)[:, 0]).sum() * factor, last=last)
     return engine.step(LR), before, live_weights(engine)
 
 
@@ -149,7 +149,7 @@ def one_rank(folder: str) -> dict[str, object]:
         engine.save(f"{folder}/bf16-{name}", {})
         engine.close()
     for saved, stage in ((1, 2), (2, 1), (3, 3)):
-        engine = DeepSpeedEngine(build(), dataclasses.replace(CONFIG, zero_stage=stage, micro_batches_per_step=1))
+        engine = DeepSpeedEngine(build(), dataclasses.replace(CONFIG, zero_stage=stage))
         found[f"state{saved}{stage}"] = engine.load(f"{folder}/half{saved}")
         found[f"curve{saved}{stage}"] = train(engine, range(2, STEPS), 1)
         if stage != 3:
@@ -265,12 +265,11 @@ def test_other_ranks_and_stages_continue(found: dict, found_alone: dict, folder:
 
 
 def test_torch_engine_resumes_bit_equal(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, micro_batches_per_step=1)
-    engine = TorchEngine(build(), config)
+    engine = TorchEngine(build(), CONFIG)
     train(engine, range(2), 1)
     engine.save(str(tmp_path), {"step": 2})
     curve = train(engine, range(2, STEPS), 1)
-    other = TorchEngine(build(), config)
+    other = TorchEngine(build(), CONFIG)
     assert other.load(str(tmp_path)) == {"step": 2}
     assert train(other, range(2, STEPS), 1) == curve
     trained = set(build().state_dict()) - {"frozen.weight", "also_frozen.weight"}
@@ -286,16 +285,20 @@ def test_torch_engine_does_bf16_as_deepspeed_does(found_alone: dict, folder: Pat
 def test_torch_engine_survives_a_poisoned_gradient() -> None:
     engine = TorchEngine(build(), EngineConfig())
     before = {name: weight.clone() for name, weight in engine.module.state_dict().items()}
-    engine.backward(engine.forward(rows(0, 0)[:, 0]).sum() * math.nan)
+    engine.backward(engine.forward(rows(0, 0)[:, 0]).sum() * math.nan, last=True)
     assert engine.step(LR) == math.inf
     assert all(torch.equal(before[name], weight) for name, weight in engine.module.state_dict().items())
 
 
-def test_a_step_has_its_number_of_micro_batches() -> None:
+def test_a_step_ends_with_its_last_backward() -> None:
     engine = TorchEngine(build(), CONFIG)
-    engine.backward(engine.forward(rows(0, 0)[:, 0]).sum())
-    with pytest.raises(AssertionError, match="1 micro-batches too early"):
+    engine.backward(engine.forward(rows(0, 0)[:, 0]).sum(), last=False)
+    with pytest.raises(AssertionError, match="before the last backward"):
         engine.step(LR)
+    engine.backward(engine.forward(rows(0, 1)[:, 0]).sum(), last=True)
+    with pytest.raises(AssertionError, match="after the last one"):
+        engine.backward(engine.forward(rows(0, 1)[:, 0]).sum(), last=True)
+    assert engine.step(LR) > 0
 
 
 def test_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -308,7 +311,7 @@ def test_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("precision", "fp16"), ("zero_stage", 0), ("micro_batches_per_step", 0), ("max_grad_norm", -1.0), ("eps", 0.0)],
+    [("precision", "fp16"), ("zero_stage", 0), ("max_grad_norm", -1.0), ("eps", 0.0)],
 )
 def test_bad_config_names_field_and_value(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field}.*{value}"):

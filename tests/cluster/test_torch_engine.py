@@ -41,12 +41,14 @@ def train(engine: TorchEngine, steps: range, micro_batches: int) -> list[float]:
     norms = []
     for step in steps:
         for micro in range(micro_batches):
-            engine.backward(engine.forward(ids(step, micro)))
+            engine.backward(engine.forward(ids(step, micro)), last=micro == micro_batches - 1)
         norms.append(engine.step(1e-3))
     return norms
 
 
-def by_hand(module: Products, config: EngineConfig, steps: int) -> tuple[dict[str, Tensor], list[float]]:
+def by_hand(
+    module: Products, config: EngineConfig, steps: int, micro_batches: int
+) -> tuple[dict[str, Tensor], list[float]]:
     """The masters after AdamW as in its paper, of bf16 weights whose gradients are summed in fp32; and the norms."""
     names = [name for name, _ in module.named_parameters()]
     masters = {name: p.data.clone() for name, p in module.named_parameters()}
@@ -56,7 +58,7 @@ def by_hand(module: Products, config: EngineConfig, steps: int) -> tuple[dict[st
     norms = []
     for step in range(steps):
         sums = {name: torch.zeros_like(m) for name, m in masters.items()}
-        for micro in range(config.micro_batches_per_step):
+        for micro in range(micro_batches):
             grads = torch.autograd.grad(module(ids(step, micro)), list(module.parameters()), allow_unused=True)
             for name, grad in zip(names, grads, strict=True):
                 sums[name] += 0 if grad is None else grad.float()
@@ -78,10 +80,10 @@ def by_hand(module: Products, config: EngineConfig, steps: int) -> tuple[dict[st
 
 
 def test_bf16_is_adamw_on_fp32_masters_exactly(tmp_path: Path) -> None:
-    config = EngineConfig("bf16", micro_batches_per_step=3, max_grad_norm=0.5, weight_decay=0.1)
+    config = EngineConfig("bf16", max_grad_norm=0.5, weight_decay=0.1)
     engine = TorchEngine(build(), config)
     norms = train(engine, range(5), 3)
-    masters, expected = by_hand(build(), config, 5)
+    masters, expected = by_hand(build(), config, 5, 3)
     assert norms == expected and min(norms) > 0.5  # clipped
     engine.save(str(tmp_path), {})
     saved = consolidate(str(tmp_path))
@@ -107,7 +109,7 @@ def test_updates_too_small_for_bf16_add_up(tmp_path: Path) -> None:
     """Adam moves a weight by the learning rate: 1e-5 a step, where bf16 knows nothing between 1 and 0.996."""
     engine = TorchEngine(Line(), EngineConfig("bf16"))
     for _ in range(500):
-        engine.backward(engine.forward(1.0))
+        engine.backward(engine.forward(1.0), last=True)
         engine.step(1e-5)
     engine.save(str(tmp_path), {})
     torch.testing.assert_close(consolidate(str(tmp_path))["weight"], torch.full((3, 3), 0.995), rtol=0, atol=1e-5)
@@ -116,10 +118,10 @@ def test_updates_too_small_for_bf16_add_up(tmp_path: Path) -> None:
 
 
 def test_gradients_too_small_for_bf16_add_up_over_micro_batches() -> None:
-    engine = TorchEngine(Line(), EngineConfig("bf16", micro_batches_per_step=101))
-    engine.backward(engine.forward(1.0))
-    for _ in range(100):
-        engine.backward(engine.forward(2.0**-10))  # added to 1 in bf16 this is nothing
+    engine = TorchEngine(Line(), EngineConfig("bf16"))
+    engine.backward(engine.forward(1.0), last=False)
+    for micro in range(100):
+        engine.backward(engine.forward(2.0**-10), last=micro == 99)  # added to 1 in bf16 this is nothing
         assert engine.module.weight.grad is None
     assert engine.step(0.0) == pytest.approx(3 * (1 + 100 * 2**-10))
 
@@ -141,7 +143,7 @@ def test_bf16_resumes_bit_equal_from_its_masters(tmp_path: Path) -> None:
 
 def test_a_poisoned_gradient_leaves_the_masters_alone(tmp_path: Path) -> None:
     engine = TorchEngine(build(), EngineConfig("bf16"))
-    engine.backward(engine.forward(ids(0, 0)) * math.nan)
+    engine.backward(engine.forward(ids(0, 0)) * math.nan, last=True)
     assert engine.step(1e-3) == math.inf
     engine.save(str(tmp_path), {})
     saved = consolidate(str(tmp_path))
@@ -176,12 +178,12 @@ def test_the_module_trains_in_training_mode() -> None:
 
 @pytest.mark.gpu
 def test_cuda_steps_as_the_cpu_does(tmp_path: Path) -> None:
-    config = EngineConfig("bf16", micro_batches_per_step=2, max_grad_norm=0.5, weight_decay=0.1)
+    config = EngineConfig("bf16", max_grad_norm=0.5, weight_decay=0.1)
     for device in ("cpu", "cuda"):
         engine = TorchEngine(build(), config, device)
         for step in range(4):
             for micro in range(2):
-                engine.backward(engine.forward(ids(step, micro).to(device)))
+                engine.backward(engine.forward(ids(step, micro).to(device)), last=micro == 1)
             engine.step(1e-3)
         engine.save(str(tmp_path / device), {})
     cpu, cuda = (consolidate(str(tmp_path / device)) for device in ("cpu", "cuda"))
@@ -191,6 +193,6 @@ def test_cuda_steps_as_the_cpu_does(tmp_path: Path) -> None:
     for saved, device in (("cpu", "cuda"), ("cuda", "cpu")):  # a checkpoint goes from one to the other
         other = TorchEngine(build(), config, device)
         other.load(str(tmp_path / saved))
-        other.backward(other.forward(ids(5, 0).to(device)))
-        other.backward(other.forward(ids(5, 1).to(device)))
+        other.backward(other.forward(ids(5, 0).to(device)), last=False)
+        other.backward(other.forward(ids(5, 1).to(device)), last=True)
         assert math.isfinite(other.step(1e-3))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 def training() -> Callable[[Worker, dict[str, Any]], dict[str, Any]]:
     def step_of(engine: Engine, step: int) -> None:
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-        engine.backward(engine.forward(x.chunk(engine.world_size)[engine.rank]).square().sum() / 4)
+        engine.backward(engine.forward(x.chunk(engine.world_size)[engine.rank]).square().sum() / 4, last=True)
         engine.step(0.1)
 
     def train(worker: Worker | None, config: dict[str, Any]) -> dict[str, Any]:

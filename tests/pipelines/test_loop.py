@@ -52,7 +52,7 @@ def run(steps: list[list[Batch]], start: float = 0.5, peak=None, **settings):
         steps=len(steps), learning_rate=0.1, decay="none", warmup_fraction=0, max_grad_norm=0, **settings
     )
     objective = Square(start)
-    engine = TorchEngine(objective, EngineConfig(micro_batches_per_step=len(steps[0])))
+    engine = TorchEngine(objective, EngineConfig())
     reports, checkpoints = [], []
     train(
         engine,

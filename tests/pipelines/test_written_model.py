@@ -61,7 +61,7 @@ def train(engine: Engine, start: str, steps: range) -> list[tuple[float, float]]
     seen = []
     for step in steps:
         loss = engine.forward(batch)["contrastive"].sum / len(PAIRS)
-        engine.backward(loss)
+        engine.backward(loss, last=True)
         seen.append((collectives.all_reduce_sum(loss).item(), engine.step(0.005 * (step + 1))))
     return seen
 
