@@ -57,12 +57,13 @@ def model_card(
 ) -> str:
     """`attention` is that of every model which was scored; `stages` are the results of those that ran, the last one's model is this."""
     lines = [f"- {stage}: " + ", ".join(f"{key} {value}" for key, value in summary(stages[stage])) for stage in stages]
+    exported = attention[list(stages)[-1]]
     return CARD.format(
         name=name,
-        kind=attention["finetune"],
+        kind=exported,
         dimension=spec.text_hidden,
         story=story(attention, stages),
-        attention=ATTENTION[attention["finetune"]],
+        attention=ATTENTION[exported],
         columns=columns(attention),
         scores=scores,
         settings="\n".join(lines) + "\n",
@@ -79,7 +80,9 @@ def story(attention: dict[str, Attention], stages: dict[str, dict]) -> str:
         if "base" in attention
         else "It started as a vision-language model"
     )
-    tuned = f"fine-tuned with {attention['finetune']} attention and a contrastive loss"
+    tuned = f"fine-tuned with {stages['finetune']['attention']} attention and a contrastive loss"
+    if "average" in stages:
+        tuned += f"; its weights are a mean of {len(stages['average']['shares'])} models, see below"
     if "pretrain" not in stages:
         return f"{start} and was {tuned}. There was no continual pre-training: an ablation of MoCa (arXiv 2506.23115)."
     pretrain = stages["pretrain"]
@@ -100,6 +103,7 @@ def columns(attention: dict[str, Attention]) -> str:
 def summary(result: dict) -> list[tuple[str, object]]:
     """The numbers of a stage that belong on a model card."""
     shown = [(key, result[key]) for key in ("parameters", "steps", "attention") if key in result]
+    shown += [(f"share of {name}", f"{share:.3f}") for name, share in result.get("shares", {}).items()]
     return shown + [
         (f"{end} {name}", f"{value:.3f}") for end in ("first", "last") for name, value in result.get(end, {}).items()
     ]

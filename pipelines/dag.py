@@ -1,15 +1,16 @@
 """The whole system on one page: which steps there are, and what each of them needs.
 
-corpus ──▶ clean ──▶ base ──▶ pack ──▶ pretrain ──▶ finetune ──▶ evaluate ──▶ export
+corpus ──▶ clean ──▶ base ──▶ pack ──▶ pretrain ──▶ finetune ──▶ (average) ──▶ evaluate ──▶ export
 pairs ───────▲────────────────────────────────────────▲
 
 What the exported model does not need is left out: `pretrain.steps=0` lets fine-tuning start from the base model, and with it go
-`pack`, and `corpus` and `clean` where the base model is not made from them.
+`pack`, and `corpus` and `clean` where the base model is not made from them. `average` is there where its settings ask for a mean.
 """
 
 from pipelines.recipe import Recipe
 from pipelines.runner.plan import needed
 from pipelines.runner.step import Step
+from pipelines.steps.average import average_step
 from pipelines.steps.base import base_step
 from pipelines.steps.clean import clean_step
 from pipelines.steps.corpus import corpus_step
@@ -37,7 +38,9 @@ def left_out(recipe: Recipe) -> dict[str, str]:
 
 
 def every_step(recipe: Recipe) -> list[Step]:
-    stages = ("base", "pretrain", "finetune") if recipe.pretrain.steps else ("base", "finetune")
+    start = "pretrain" if recipe.pretrain.steps else "base"
+    averages = [average_step(recipe.average)] if recipe.average.on else []
+    stages = (*dict.fromkeys(("base", start, "finetune")), *(step.name for step in averages))
     return [
         corpus_step(recipe.corpus),  # documents: read, validated
         pairs_step(recipe.pairs),  # pairs and evaluation tasks: read, validated
@@ -45,7 +48,8 @@ def every_step(recipe: Recipe) -> list[Step]:
         base_step(recipe.base),  # the causal model to start from, and its tokenizer
         pack_step(recipe.pack),  # documents as token rows of one budget
         pretrain_step(recipe.pretrain),  # bidirectional, MLM + MAE
-        finetune_step(recipe.finetune, start=stages[-2]),  # contrastive
+        finetune_step(recipe.finetune, start=start),  # contrastive
+        *averages,  # of its weights, its snapshots' and the base model's
         evaluate_step(recipe.evaluate, stages),  # against chance and the model before training
         export_step(recipe.export, stages),  # one folder for everybody
     ]

@@ -12,6 +12,7 @@ import yaml
 
 from cluster.workers import ClusterConfig
 from moca_core.data.duplicates import CleanRules
+from pipelines.steps.average import AverageConfig
 from pipelines.steps.base import BaseConfig
 from pipelines.steps.corpus import CorpusConfig
 from pipelines.steps.evaluate import EvaluateConfig
@@ -52,6 +53,7 @@ class Recipe:
     evaluate: EvaluateConfig
     export: ExportConfig
     clean: CleanRules = CleanRules()
+    average: AverageConfig = AverageConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -62,6 +64,14 @@ class Recipe:
             raise ValueError(
                 f"evaluate.models={list(self.evaluate.models)} names pretrain, which pretrain.steps=0 leaves out; drop it there"
             )
+        if self.evaluate.models is not None:
+            exported = "average" if self.average.on else "finetune"
+            if exported not in self.evaluate.models:
+                raise ValueError(f"evaluate.models must name {exported}: it is the model that is exported")
+            if "average" in self.evaluate.models and not self.average.on:
+                raise ValueError(
+                    "evaluate.models names average, and there is none; set average.base_share or average.snapshots"
+                )
         for name, value in (
             ("pretrain.rows_per_step", self.pretrain.rows_per_step if self.pretrain.steps else 0),
             ("finetune.batch_size", self.finetune.batch_size),

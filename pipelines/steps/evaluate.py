@@ -13,7 +13,7 @@ from pipelines.plots import score_bars
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_table
 
-MODELS = ("base", "pretrain", "finetune")
+MODELS = ("base", "pretrain", "finetune", "average")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,6 @@ class EvaluateConfig:
             return
         if unknown := sorted(set(self.models) - set(MODELS)):
             raise ValueError(f"evaluate.models: {', '.join(unknown)} unknown; use some of {', '.join(MODELS)}")
-        if "finetune" not in self.models:
-            raise ValueError("evaluate.models must name finetune: it is the model that is exported")
 
 
 def evaluate_step(config: EvaluateConfig, stages: tuple[str, ...]) -> Step:

@@ -14,6 +14,7 @@ from pipelines.tables import read_table
 
 SERVED_MODEL = Path(__file__).parents[1] / "served_model.py"
 REQUIREMENTS = ["sentence-transformers>=6", "transformers>=5.17,<6", "torch>=2.11", "pillow"]
+STAGES = ("base", "pretrain", "finetune", "average")  # in their order
 CHECKED_PER_TASK = 2  # queries and candidates of every task that go through the parity gate
 
 
@@ -27,7 +28,7 @@ class ExportConfig:
 
 
 def export_step(config: ExportConfig, stages: tuple[str, ...]) -> Step:
-    """`stages` are those that the recipe has, from the first ("base") to the one that is exported ("finetune")."""
+    """`stages` are those that the recipe has, from the first ("base") to the one that is exported."""
     return Step("export", run, config, needs=(*stages, "pairs", "evaluate"))
 
 
@@ -36,12 +37,13 @@ def run(context: Context) -> dict:
     config: ExportConfig = context.config
     inputs = context.inputs
     samples = [inputs["pairs"].path(task["path"]) for task in inputs["pairs"].result["tasks"].values()]
-    trained = inputs["finetune"].path(inputs["finetune"].result["model"])
+    last = inputs.get("average", inputs["finetune"])
+    trained = last.path(last.result["model"])
     card = model_card(
         name=config.name,
         scores=storage.read_bytes(inputs["evaluate"].path("scores.md")).decode(),
         attention=inputs["evaluate"].result["attention"],
-        stages={name: inputs[name].result for name in ("base", "pretrain", "finetune") if name in inputs},
+        stages={name: inputs[name].result for name in STAGES if name in inputs},
         max_tokens=config.max_tokens,
         spec=BackboneSpec.from_dict(inputs["base"].result["spec"]),
     )
