@@ -1,5 +1,7 @@
 """The few collectives that training needs, for torch.distributed or for a single process without it."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,18 +17,20 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def all_gather_with_grad(tensor: Tensor) -> Tensor:
-    """[n, ...] on every rank -> [world * n, ...] in rank order, equal on all ranks; shapes must be equal.
+def all_gather_with_grad(tensor: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    """[n, ...] on every rank -> [sum of n, ...] in rank order, equal on all ranks; `n` may differ between ranks.
 
+    `rows` says how many every rank has, where that is known already; without it the ranks ask each other first.
     Exact under autograd: what any rank's loss says about this rank's rows comes back, so that the gradient of a
     rank's input is the gradient of the sum of all ranks' losses. All ranks must run backward through it.
     """
-    return _AllGather.apply(tensor) if dist.is_initialized() else tensor
+    return _AllGather.apply(tensor, rows or _rows_of_ranks(tensor)) if dist.is_initialized() else tensor
 
 
-def all_gather(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor, rows: Sequence[int] | None = None) -> Tensor:
     """As `all_gather_with_grad`, but the result carries no gradient."""
-    return _gather(tensor.detach()) if dist.is_initialized() else tensor.detach()
+    tensor = tensor.detach()
+    return _gather(tensor, rows or _rows_of_ranks(tensor)) if dist.is_initialized() else tensor
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -37,19 +41,29 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
-def _gather(tensor: Tensor) -> Tensor:
-    assert tensor.dim() > 0, "a scalar has no rows to gather"
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+def _rows_of_ranks(tensor: Tensor) -> list[int]:
+    mine = torch.tensor([len(tensor)], device=tensor.device)
+    return _gather(mine, [1] * dist.get_world_size()).tolist()
+
+
+def _gather(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Collectives want equal shapes: every rank's part is filled up to the longest, and cut again."""
+    longest = max(rows)
+    filled = tensor.contiguous()
+    if len(tensor) < longest:
+        filled = torch.cat([filled, filled.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+    parts = [torch.empty_like(filled) for _ in rows]
+    dist.all_gather(parts, filled)
+    return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
-        return _gather(tensor)
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor, rows: Sequence[int]) -> Tensor:
+        ctx.rows = list(rows)
+        return _gather(tensor, rows)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         total = all_reduce_sum(gradient.contiguous())
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return total.split(ctx.rows)[dist.get_rank()], None

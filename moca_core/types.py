@@ -135,14 +135,17 @@ class MaskedBatch:
 class PairBatch:
     """This rank's share of a contrastive batch: all queries, then every query's candidates, as one stream.
 
-    The first B sequences are queries. Candidate c = b * (1 + num_negatives) is the positive of query b and the ones behind it
-    are its negatives; `candidate_valid` is False where a query has fewer negatives (there is no sequence for those).
-    `candidate_group` [C] identifies answers, so that equal answers are never each other's negatives; `candidate_query` [C] identifies
-    the query that a positive answers (0 for negatives), so that two right answers to one question are not either.
+    The first B sequences are queries, the C behind them candidates: right answers (`candidate_positive`, at least one to every query)
+    and wrong ones, each of them listed for the query `candidate_owner`. Ranks may hold different numbers of both.
+    `candidate_group` identifies answers, so that equal answers are never each other's negatives; `candidate_query` identifies the query
+    that a positive answers (0 for negatives), so that two right answers to one question are not either. `source` is each query's task,
+    by its place among the sorted names of all.
     """
 
     stream: TokenStream
     num_queries: int
-    candidate_valid: np.ndarray  # [C] bool
+    candidate_owner: np.ndarray  # [C] int64, of 0 to B - 1
+    candidate_positive: np.ndarray  # [C] bool
     candidate_group: np.ndarray  # [C] int64
     candidate_query: np.ndarray  # [C] int64
+    source: np.ndarray  # [B] int64

@@ -69,7 +69,7 @@ class Pairs:
         )
 
     def batch(self, numbers=slice(None)):
-        return collate_pairs(self.pairs[numbers], self.renderer, num_negatives=2, key=(0,))
+        return collate_pairs(self.pairs[numbers], self.renderer, num_negatives=2, sources=["t"], key=(0,))
 
 
 class Stock(torch.nn.Module):

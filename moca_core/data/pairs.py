@@ -1,6 +1,7 @@
 """Pairs to a contrastive batch: queries and candidates as one packed stream."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,43 +13,46 @@ from moca_core.types import Content, Pair, PairBatch, content_id
 
 
 def collate_pairs(
-    pairs: list[Pair], renderer: Renderer, *, num_negatives: int, key: tuple[str | int, ...]
+    pairs: list[Pair],
+    renderer: Renderer,
+    *,
+    num_negatives: int,
+    num_positives: int = 1,
+    sources: Sequence[str],
+    key: tuple[str | int, ...],
 ) -> PairBatch:
-    """One rank's share of a batch. `key` and a pair's own query seed the choice among several right answers and spare negatives,
-    so that how pairs fall on ranks never changes it.
+    """One rank's share of a batch: of every pair at most `num_positives` right and `num_negatives` wrong answers.
 
-    Sides longer than the renderer's budget are read up to the budget, at a paragraph or an image.
+    Which ones is drawn from `key` and the pair's own query, so that how pairs fall on ranks never changes it. `sources` are the sorted
+    names of all tasks. Sides longer than the renderer's budget are read up to the budget, at a paragraph or an image.
     """
-    candidates: list[Content | None] = []
-    groups: list[int] = []
-    answered: list[int] = []
-    for pair in pairs:
+    candidates: list[Content] = []
+    owners, positive, groups, answered = [], [], [], []
+    for owner, pair in enumerate(pairs):
         query = content_id(pair.query)
         rng = generator(*key, query)
-        positive = pair.positives[rng.integers(len(pair.positives))]
-        chosen = rng.permutation(len(pair.negatives))[:num_negatives]
-        negatives: list[Content | None] = [pair.negatives[i] for i in chosen]
-        negatives += [None] * (num_negatives - len(negatives))
-        candidates += [positive, *negatives]
-        groups += [_answer(candidate, pair) for candidate in (positive, *negatives)]
-        answered += [_number(query), *[0] * num_negatives]
-    sequences = [renderer.first(pair.query) for pair in pairs]
-    sequences += [renderer.first(candidate) for candidate in candidates if candidate is not None]
+        right = [pair.positives[i] for i in rng.permutation(len(pair.positives))[:num_positives]]
+        wrong = [pair.negatives[i] for i in rng.permutation(len(pair.negatives))[:num_negatives]]
+        candidates += right + wrong
+        owners += [owner] * len(right + wrong)
+        positive += [True] * len(right) + [False] * len(wrong)
+        groups += [_answer(candidate, pair) for candidate in right + wrong]
+        answered += [_number(query)] * len(right) + [0] * len(wrong)
+    sequences = [renderer.first(content) for content in [*(pair.query for pair in pairs), *candidates]]
+    row = packed_row([sequence_row("", sequence) for sequence in sequences], renderer.spec)
     return PairBatch(
-        stream=packed_stream(
-            packed_row([sequence_row("", s) for s in sequences], renderer.spec), renderer.spec, fast=True
-        ),
+        stream=packed_stream(row, renderer.spec, fast=True),
         num_queries=len(pairs),
-        candidate_valid=np.array([candidate is not None for candidate in candidates]),
+        candidate_owner=np.array(owners, dtype=np.int64),
+        candidate_positive=np.array(positive, dtype=bool),
         candidate_group=np.array(groups, dtype=np.int64),
         candidate_query=np.array(answered, dtype=np.int64),
+        source=np.array([sources.index(pair.source) for pair in pairs], dtype=np.int64),
     )
 
 
-def _answer(candidate: Content | None, pair: Pair) -> int:
+def _answer(candidate: Content, pair: Pair) -> int:
     """The answer that a candidate is: the pair's group for any of its right answers, also one listed as wrong by mistake."""
-    if candidate is None:
-        return 0
     if pair.group is not None and candidate in pair.positives:
         return _number(pair.group)
     return _number(content_id(candidate))

@@ -132,13 +132,15 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model with its attention, its objective over all ranks, and this rank's stream of pairs."""
     from cluster import collectives
     from moca_core.objective.contrastive import Contrastive, Gather
+    from moca_core.objective.contrastive_config import ContrastiveConfig
     from pipelines.training.job import load_model, run_training
 
     config: FinetuneConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_model(job, config.lora)
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
-    objective = Contrastive(model, spec, temperature=config.temperature, gather=gather)
+    loss = ContrastiveConfig(temperature=config.temperature)
+    objective = Contrastive(model, spec, loss, tasks=sorted(job["files"]), gather=gather)
 
     def open_at(steps: range):
         sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
@@ -175,4 +177,5 @@ def make_batch(
         file, row = locate(place, rows_per_file[source])
         pairs += map(row_to_pair, read_rows(files[source][file], [row], rows_per_group))
     key = (config.seed, address["step"])
-    return to_bytes(collate_pairs(pairs, renderer, num_negatives=config.num_negatives, key=key))
+    batch = collate_pairs(pairs, renderer, num_negatives=config.num_negatives, sources=sorted(files), key=key)
+    return to_bytes(batch)

@@ -45,7 +45,7 @@ def test_masked_batches_come_back(renderer, spec, contents):
 @pytest.mark.parametrize("negatives", [0, 2])
 def test_pair_batches_come_back(renderer, negatives):
     pairs = [Pair("t", CONTENTS[0], (CONTENTS[2],), (CONTENTS[1],)), Pair("t", CONTENTS[4], (TEXT[0],))]
-    batch = collate_pairs(pairs, renderer, num_negatives=negatives, key=(1,))
+    batch = collate_pairs(pairs, renderer, num_negatives=negatives, sources=["t"], key=(1,))
     assert_same(batch, from_bytes(to_bytes(batch)))
 
 

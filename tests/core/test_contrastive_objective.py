@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from samples import image, text, words
 
+from cluster import collectives
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
 from moca_core.model.inputs import to_device
 from moca_core.objective.contrastive import Contrastive, Gather
+from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.spec import read_spec
 from moca_core.types import Pair
 from tests.ranks import on_ranks
@@ -26,7 +28,7 @@ def side(seed, with_image=False):
 
 PAIRS = [
     Pair("t", side(1, True), (side(2),), (side(3), side(4, True))),
-    Pair("t", side(5), (side(6, True),), ()),  # no negatives: two places of the batch stay empty
+    Pair("t", side(5), (side(6, True),), ()),  # no negatives
     Pair("t", side(7), (side(2),), (side(8),)),  # the answer of the first
     Pair("t", side(9), (side(10),), (side(2), side(11))),  # a negative that is the answer of the first
 ]
@@ -36,14 +38,14 @@ def renderer_of(folder):
     return Renderer(load_tokenizer(f"{folder}/tokenizer.json"), read_spec(folder), 256)
 
 
-def objective(folder, **options):
+def objective(folder, gather=None, **options):
     model = load_backbone(folder)
     set_attention(model, "bidirectional")
-    return Contrastive(model, read_spec(folder), **options)
+    return Contrastive(model, read_spec(folder), ContrastiveConfig(**options), gather=gather or Gather())
 
 
 def batch_of(pairs, renderer, num_negatives=2):
-    return collate_pairs(pairs, renderer, num_negatives=num_negatives, key=(0,))
+    return collate_pairs(pairs, renderer, num_negatives=num_negatives, sources=["t"], key=(0,))
 
 
 def test_counts_are_those_of_the_forward(folder, renderer):
@@ -86,11 +88,11 @@ def test_embeddings_are_the_mean_over_all_tokens_and_unit_length(folder, rendere
         torch.testing.assert_close(vector, mean / mean.norm())
 
 
-def test_collating_lays_queries_first_and_marks_missing_negatives(renderer):
+def test_collating_lays_queries_first_then_what_there_is_for_each(renderer):
     batch = batch_of(PAIRS, renderer)
     assert batch.num_queries == 4
-    valid = [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
-    assert batch.candidate_valid.reshape(4, 3).tolist() == valid
+    assert batch.candidate_owner.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 3]
+    assert np.flatnonzero(batch.candidate_positive).tolist() == [0, 3, 4, 6]
     present = [p.query for p in PAIRS] + [c for p in PAIRS for c in (p.positives[0], *p.negatives)]
     bounds = pairwise(batch.stream.cu_seqlens)
     got = [batch.stream.input_ids[s:e].tolist() for s, e in bounds]
@@ -98,8 +100,15 @@ def test_collating_lays_queries_first_and_marks_missing_negatives(renderer):
     assert got[:4] == expected[:4]
     # negatives in any order behind their positive
     assert sorted(got[4:]) == sorted(expected[4:]) and got[4] == renderer.first(PAIRS[0].positives[0]).input_ids
-    group = batch.candidate_group.reshape(4, 3)
-    assert group[0, 0] == group[2, 0] and group[0, 0] in group[3, 1:] and group[0, 0] != group[3, 0]
+    group, answered = batch.candidate_group, batch.candidate_query
+    assert group[0] == group[4] and group[0] in group[7:] and group[0] != group[6]
+    assert len(set(answered[[0, 3, 4, 6]])) == 4 and not answered[[1, 2, 5, 7, 8]].any()
+
+
+def test_sources_are_places_among_the_sorted_names(renderer):
+    pairs = [Pair(task, side(n), (side(n + 1),)) for n, task in enumerate("bab")]
+    batch = collate_pairs(pairs, renderer, num_negatives=0, sources=["a", "b", "c"], key=(0,))
+    assert batch.source.tolist() == [1, 0, 1]
 
 
 def test_named_groups_join_different_answers(renderer):
@@ -111,8 +120,8 @@ def test_named_groups_join_different_answers(renderer):
 def test_spare_negatives_and_positives_are_drawn_by_the_key(renderer):
     pair = Pair("t", side(1), tuple(side(n) for n in range(20, 25)), tuple(side(n) for n in range(30, 40)))
 
-    def of(key):
-        return collate_pairs([pair], renderer, num_negatives=3, key=key)
+    def of(key, positives=1):
+        return collate_pairs([pair], renderer, num_negatives=3, num_positives=positives, sources=["t"], key=key)
 
     batches = [of((0, n)) for n in range(30)]
     again = of((0, 0))
@@ -120,6 +129,10 @@ def test_spare_negatives_and_positives_are_drawn_by_the_key(renderer):
     drawn = np.array([b.candidate_group for b in batches])
     assert len(set(drawn[:, 0])) == 5 and len(set(drawn[:, 1:].flatten())) == 10
     assert all(len(set(row)) == 4 for row in drawn)  # never the same twice
+    several = of((0, 0), positives=2)
+    assert several.candidate_positive.tolist() == [True] * 2 + [False] * 3 and len(set(several.candidate_group)) == 5
+    assert len(set(several.candidate_query[:2])) == 1
+    assert of((0, 0), positives=9).candidate_positive.sum() == 5  # as many as there are
 
 
 def test_sides_are_read_up_to_the_budget(folder, renderer):
@@ -129,31 +142,15 @@ def test_sides_are_read_up_to_the_budget(folder, renderer):
     assert max(lengths) <= 256 and batch.stream.input_ids[: lengths[0]].tolist() == renderer.first(long).input_ids
 
 
-class AllGather(torch.autograd.Function):
-    """Rows of all ranks; the gradient of a row is the sum of what all ranks' losses say about it."""
-
-    @staticmethod
-    def forward(ctx, rows):
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
 def shares(folder):
     return {negatives: share(dist.get_rank(), folder, negatives) for negatives in (2, 0)}
 
 
 def share(rank, folder, negatives):
-    """(loss and accuracy, gradients) summed over the ranks, each with half of the queries."""
-    gather = Gather(rank, AllGather.apply, lambda t: AllGather.apply(t.detach()))
+    """(loss and accuracy, gradients) summed over the ranks, three queries on the first and one on the second."""
+    gather = Gather(rank, collectives.all_gather_with_grad, collectives.all_gather)
     module = objective(folder, gather=gather)
-    batch = batch_of(PAIRS[2 * rank : 2 * rank + 2], renderer_of(folder), negatives)
+    batch = batch_of(PAIRS[3 * rank : 3 * rank + 3], renderer_of(folder), negatives)
     terms = module(batch)
     (terms["contrastive"].sum / 4).backward()
     sums = torch.stack([terms[n].sum.detach() for n in ("contrastive", "accuracy")])

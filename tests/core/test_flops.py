@@ -76,7 +76,7 @@ def test_pretraining_flops_are_those_that_a_counter_sees(any_folder, tokenizer, 
 def test_contrastive_flops_are_those_that_a_counter_sees(any_folder, tokenizer):
     spec = read_spec(any_folder)
     pairs = [Pair("t", content, (answer,)) for content, answer in pairwise(CONTENTS)]
-    batch = collate_pairs(pairs, Renderer(tokenizer, spec, 256), num_negatives=0, key=(0,))
+    batch = collate_pairs(pairs, Renderer(tokenizer, spec, 256), num_negatives=0, sources=["t"], key=(0,))
     module = Contrastive(prepared(any_folder), spec)
     seen = counted(module, batch, lambda terms: terms["contrastive"].sum)
     assert module.flops(batch) == pytest.approx(seen, rel=0.02)

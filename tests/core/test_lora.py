@@ -53,7 +53,7 @@ def objective(model, folder):
 
 
 def batch_of(folder, tokenizer):
-    return collate_pairs(PAIRS, Renderer(tokenizer, read_spec(folder), 256), num_negatives=1, key=(0,))
+    return collate_pairs(PAIRS, Renderer(tokenizer, read_spec(folder), 256), num_negatives=1, sources=["t"], key=(0,))
 
 
 @torch.no_grad()

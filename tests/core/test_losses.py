@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from moca_core.loss.fused_cross_entropy import linear_cross_entropy
-from moca_core.loss.infonce import allowed_candidates, infonce_loss
 from moca_core.loss.mae import mae_loss
 from moca_core.loss.mlm import LanguageHead, mlm_loss
 
@@ -114,91 +112,3 @@ def test_mae_of_no_patches_is_zero_with_gradients(normalised):
     loss = mae_loss(painted, torch.zeros(0, 12), normalise_patches=normalised)
     loss.sum.backward()
     assert (loss.sum.item(), loss.count) == (0, 0) and painted.grad is not None
-
-
-def units(rows, seed=0):
-    torch.manual_seed(seed)
-    return normalize(torch.randn(rows, 16), dim=1)
-
-
-def written_out(queries, candidates, positive, allowed, temperature):
-    total = 0.0
-    for b, row in enumerate(queries):
-        scores = [(row @ c / temperature).item() for c in candidates]
-        below = [math.exp(s) for c, s in enumerate(scores) if allowed[b, c]]
-        total -= math.log(math.exp(scores[positive[b]]) / sum(below))
-    return total
-
-
-def test_infonce_is_the_written_out_sum():
-    queries, candidates, positive = units(3), units(9, 1), torch.tensor([0, 3, 6])
-    allowed = torch.rand(3, 9) > 0.3
-    allowed[range(3), positive] = True
-    loss, _ = infonce_loss(queries, candidates, positive, allowed, temperature=0.2)
-    assert loss.count == 3
-    assert loss.sum.item() == pytest.approx(written_out(queries, candidates, positive, allowed, 0.2), rel=1e-5)
-
-
-def test_equal_similarities_cost_the_log_of_the_number_allowed():
-    queries, candidates = units(1).expand(4, -1), units(1).expand(12, -1)
-    positive = torch.arange(4) * 3
-    allowed = torch.zeros(4, 12, dtype=torch.bool)
-    numbers = [1, 2, 7, 12]
-    for b, number in enumerate(numbers):
-        allowed[b] = torch.arange(12).roll(int(positive[b])) < number
-    assert allowed.sum(1).tolist() == numbers and allowed[range(4), positive].all()
-    loss, accuracy = infonce_loss(queries, candidates, positive, allowed, temperature=0.03)
-    assert loss.sum.item() == pytest.approx(sum(map(math.log, numbers)), rel=1e-5)
-    assert (accuracy.sum.item(), accuracy.count) == (1, 4)  # ties are not won: only the query alone with its positive
-
-
-def test_duplicates_and_missing_negatives_are_masked_and_foreign_negatives_count():
-    # queries 0..2 with two negatives each; the answers of 0 and 2 are the same; negative 4 equals the answer of 0
-    group = torch.tensor([10, 11, 12, 20, 10, 22, 10, 0, 0])
-    valid = torch.tensor([True] * 7 + [False, False])
-    query = torch.tensor([1, 0, 0, 2, 0, 0, 3, 0, 0])
-    allowed = allowed_candidates(torch.tensor([0, 3, 6]), group, query, valid)
-    expected = [
-        [1, 1, 1, 1, 0, 1, 0, 0, 0],
-        [1, 1, 1, 1, 1, 1, 1, 0, 0],
-        [0, 1, 1, 1, 0, 1, 1, 0, 0],
-    ]
-    assert allowed.int().tolist() == expected
-
-
-def test_a_masked_candidate_has_no_say():
-    queries, candidates, positive = units(2), units(6, 1), torch.tensor([0, 3])
-    allowed = torch.ones(2, 6, dtype=torch.bool)
-    allowed[:, 5] = False
-    results = []
-    for filler in (0.0, 1.0):
-        given = candidates.clone()
-        given[5] = queries[0] * filler  # as near as can be
-        given.requires_grad_()
-        loss, accuracy = infonce_loss(queries, given, positive, allowed, temperature=0.03)
-        loss.sum.backward()
-        results.append((loss.sum.item(), accuracy.sum.item(), given.grad[5].abs().sum().item()))
-    assert results[0] == results[1] and results[0][2] == 0
-
-
-def test_accuracy_counts_strict_winners():
-    candidates = torch.eye(4)
-    queries = normalize(torch.tensor([[2.0, 1, 0, 0], [2, 1, 0, 0], [1, 0, 1, 0]]), dim=1)
-    positive = torch.tensor([0, 1, 2])  # won, lost, tied with candidate 0
-    allowed = torch.ones(3, 4, dtype=torch.bool)
-    _, accuracy = infonce_loss(queries, candidates, positive, allowed, temperature=0.03)
-    assert accuracy.sum.item() == 1
-    _, accuracy = infonce_loss(queries, candidates * torch.nan, positive, allowed, temperature=0.03)
-    assert accuracy.sum.item() == 0
-
-
-def test_two_right_answers_to_one_question_are_not_each_others_negatives():
-    group = torch.tensor([10, 20, 11, 21])  # two queries with one negative each, the answers differ
-    valid = torch.ones(4, dtype=torch.bool)
-    same, other = torch.tensor([7, 0, 7, 0]), torch.tensor([7, 0, 8, 0])
-    positive = torch.tensor([0, 2])
-    assert allowed_candidates(positive, group, same, valid).tolist() == [
-        [True, True, False, True],
-        [False, True, True, True],
-    ]
-    assert allowed_candidates(positive, group, other, valid).all()

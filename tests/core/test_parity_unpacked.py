@@ -11,6 +11,7 @@ from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.folder import copy_processor
 from moca_core.objective.contrastive import Contrastive
+from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.objective.pretraining import MaskedModelling
 from tests.stock import Documents, Pairs, gradients, noise, one_by_one, pairs_one_by_one
 
@@ -154,7 +155,7 @@ def test_a_batch_of_pairs_trains_as_its_contents_do_one_by_one(any_folder, causa
     given, temperature = Pairs(any_folder), 0.05
     model = load_backbone(any_folder)
     set_attention(model, "causal" if causal else "bidirectional")
-    found = packed(Contrastive(model, given.spec, temperature=temperature), given.batch())
+    found = packed(Contrastive(model, given.spec, ContrastiveConfig(temperature=temperature)), given.batch())
     expected = pairs_one_by_one(any_folder, temperature=temperature, causal=causal)
     scale = max(grad.abs().max().item() for grad in expected[1].values())
     assert scale > LARGE

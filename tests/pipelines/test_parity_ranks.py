@@ -17,6 +17,7 @@ from cluster.torch_engine import TorchEngine
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.objective.contrastive import Contrastive, Gather
+from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.objective.pretraining import MaskedModelling
 from moca_core.recompute import set_recompute
 from moca_core.spec import read_spec
@@ -77,7 +78,7 @@ def objective(folder, layout, recompute="none"):
     set_recompute(model, recompute)
     if layout == "pairs":
         gather = Gather(collectives.rank(), collectives.all_gather_with_grad, collectives.all_gather)
-        return Contrastive(model, read_spec(folder), temperature=0.1, gather=gather)
+        return Contrastive(model, read_spec(folder), ContrastiveConfig(temperature=0.1), gather=gather)
     torch.manual_seed(0)
     module = MaskedModelling(model, read_spec(folder))
     module.mae_decoder.projection.weight.data *= 10  # else its gradients are too small for mistakes to show

@@ -88,8 +88,10 @@ def test_a_batch_is_read_from_the_places_of_its_pairs_in_their_order(base: Artif
         [given[source][row] for source, row in order],
         Renderer(load_tokenizer(tokenizer), spec, 64),
         num_negatives=config.num_negatives,
+        sources=sorted(files),
         key=(config.seed, 7),
     )
     assert batch.num_queries == 5
     assert batch.stream.input_ids.tolist() == expected.stream.input_ids.tolist()
+    assert batch.source.tolist() == expected.source.tolist()
     assert batch.candidate_query.tolist() == expected.candidate_query.tolist()

@@ -17,6 +17,7 @@ from moca_core.data.pairs import collate_pairs
 from moca_core.data.render import Renderer, load_tokenizer
 from moca_core.lora import Lora, add_adapters, target_layers
 from moca_core.objective.contrastive import Contrastive, Gather
+from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.parts import freeze, parts_of
 from moca_core.spec import read_spec
 from moca_core.types import Pair
@@ -49,7 +50,7 @@ def objective(start: str, kind: str) -> Contrastive:
     elif kind == "frozen":
         freeze(model, FROZEN)
     gather = Gather(collectives.rank(), collectives.all_gather_with_grad, collectives.all_gather)
-    return Contrastive(model, read_spec(start), temperature=0.5, gather=gather)
+    return Contrastive(model, read_spec(start), ContrastiveConfig(temperature=0.5), gather=gather)
 
 
 def train(engine: Engine, start: str, steps: range) -> list[tuple[float, float]]:
@@ -57,7 +58,7 @@ def train(engine: Engine, start: str, steps: range) -> list[tuple[float, float]]
     share = len(PAIRS) // engine.world_size
     renderer = Renderer(load_tokenizer(f"{start}/tokenizer.json"), read_spec(start), 256)
     mine = PAIRS[engine.rank * share : (engine.rank + 1) * share]
-    batch = collate_pairs(mine, renderer, num_negatives=0, key=(0,))
+    batch = collate_pairs(mine, renderer, num_negatives=0, sources=["t"], key=(0,))
     seen = []
     for step in steps:
         loss = engine.forward(batch)["contrastive"].sum / len(PAIRS)
