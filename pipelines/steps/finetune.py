@@ -140,7 +140,7 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     model = load_model(job, config.lora)
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
     loss = ContrastiveConfig(temperature=config.temperature)
-    objective = Contrastive(model, spec, loss, tasks=sorted(job["files"]), gather=gather)
+    objective = Contrastive(model, spec, loss, tasks=sorted(job["rows_per_file"]), gather=gather)
 
     def open_at(steps: range):
         sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
