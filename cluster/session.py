@@ -26,11 +26,14 @@ class ClusterConfig:
     tasks that prepare batches ahead of each worker, at the same time. activation_checkpointing: what layers keep for the backward
     pass, "none" of it computed again, "selective" (what is cheap) or "full". compile_layers: by torch.compile, minutes at the start
     for a faster step on GPUs. max_failures: how often
-    the group is started again before the run fails. object_store_mb: Ray's shared memory when it runs inside this
+    the group is started again before the run fails. min_workers: where machines come and go, the group starts again with as many
+    workers as there is room for, from min_workers to num_workers; None: always num_workers. checkpoint_keep: so many of the newest
+    checkpoints are kept, and the best. object_store_mb: Ray's shared memory when it runs inside this
     process. worker_start_timeout_s: how long a cluster that can grow may take to offer the resources.
     """
 
     num_workers: int = 2
+    min_workers: int | None = None
     cpus_per_worker: float = 0.5
     gpus_per_worker: float = 0
     data_tasks_per_worker: int = 2
@@ -53,6 +56,10 @@ class ClusterConfig:
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} must be from 1 to num_workers={self.num_workers}, or None"
+            )
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker {self.cpus_per_worker} must be positive (0.5 is fine)")
         if self.zero_stage not in (1, 2, 3):

@@ -47,7 +47,7 @@ def training() -> Callable[[Worker, dict[str, Any]], dict[str, Any]]:
             if worker and step % 2:
                 worker.save(step + 1, lambda folder, done=step + 1: engine.save(folder, {"step": done}))
         weights = torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
-        return {"weights": weights, "start": start, "worker": worker}
+        return {"weights": weights, "start": start, "world_size": worker and worker.world_size}
 
     return train
 
@@ -75,20 +75,48 @@ def test_a_killed_worker_costs_no_step(tmp_path: Path) -> None:
                 content = (step + 1, total)
                 worker.save(step + 1, lambda folder, c=content: torch.save(c, Path(folder, f"rank{worker.rank}")))
                 worker.save(step + 1, lambda folder: pytest.fail("saved twice"))
-        return {"total": total.item(), "start": start, "worker": worker, "accelerator": os.environ["DS_ACCELERATOR"]}
+        ranks = worker.rank, worker.world_size
+        return {"total": total.item(), "start": start, "ranks": ranks, "accelerator": os.environ["DS_ACCELERATOR"]}
 
     cluster = ClusterConfig(num_workers=2, max_failures=1)
     result = run_workers(count, {"factor": 10}, cluster=cluster, storage_uri=str(tmp_path), name="killed")
     assert result.value["start"] == 4  # the second attempt is the one that finished
     assert result.restarts == 1
     assert result.value["total"] == sum(2 * 10 * step + 1 for step in range(7))
-    assert (result.value["worker"].rank, result.value["worker"].world_size) == (0, 2)
+    assert result.value["ranks"] == (0, 2)
     assert result.value["accelerator"] == "cpu"
     assert result.checkpoint_uri == str(tmp_path / "killed" / "step_00000006")
     assert [name for name, _ in storage.list_files(result.checkpoint_uri)] == ["rank0", "rank1"]
-    kept = {name.split("/")[0] for name, _ in storage.list_files(str(tmp_path / "killed")) if name.startswith("step_")}
-    assert kept == {"step_00000004", "step_00000006"}
+    assert result.best_uri is None
+    assert {path.name for path in (tmp_path / "killed").glob("step_*")} == {"step_00000004", "step_00000006"}
     assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("moca-checkpoint-")]
+
+
+def test_checkpoints_go_to_storage_in_the_background_and_a_sigterm_is_a_notice(tmp_path: Path) -> None:
+    def train(worker: Worker, config: dict[str, Any]) -> list[float]:
+        upload, waits = storage.upload, []
+        for step, score, upload_s in ((1, 0.3, 2.0), (2, 0.1, 0.0), (3, 0.2, 0.0), (4, None, 0.0)):
+            storage.upload = lambda folder, uri, s=upload_s: (time.sleep(s), upload(folder, uri))
+            started = time.monotonic()
+            worker.save(step, lambda folder: Path(folder, f"rank{worker.rank}").write_text("x"), score)
+            waits.append(time.monotonic() - started)
+        if worker.rank == 1:
+            assert not worker.preempted()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not worker.preempted():
+                time.sleep(0.1)
+            (tmp_path / "had the notice").touch()
+        return waits
+
+    cluster = ClusterConfig(num_workers=2, max_failures=0)
+    result = run_workers(train, {}, cluster=cluster, storage_uri=str(tmp_path), name="saved")
+    assert result.value[0] < 1.5 < result.value[1] < 4  # the second waits for the first
+    assert (tmp_path / "had the notice").exists()
+    run = tmp_path / "saved"
+    assert (result.checkpoint_uri, result.best_uri) == (str(run / "step_00000004"), str(run / "step_00000002"))
+    assert {path.name for path in run.glob("step_*")} == {f"step_0000000{step}" for step in (2, 3, 4)}
+    assert [name for name, _ in storage.list_files(result.checkpoint_uri)] == ["rank0", "rank1"]
+    assert result.restarts == 0
 
 
 @pytest.mark.slow
@@ -99,7 +127,7 @@ def test_a_failed_run_continues_with_other_workers_on_s3(s3: str) -> None:
         run_workers(training(), config, cluster=ClusterConfig(num_workers=2, max_failures=0), **where)
     result = run_workers(training(), config, cluster=ClusterConfig(num_workers=1, max_failures=0), **where)
     assert result.value["start"] == 2
-    assert result.value["worker"].world_size == 1
+    assert result.value["world_size"] == 1
     assert result.restarts == 1
     assert result.value["weights"] == pytest.approx(uninterrupted(4), rel=1e-5)
     assert result.checkpoint_uri == f"{s3}/runs/failed/step_00000004"
@@ -176,7 +204,15 @@ def test_ray_data_keeps_order_and_quiet() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_workers", 0), ("cpus_per_worker", 0), ("zero_stage", 4), ("object_store_mb", 1), ("checkpoint_keep", 0)],
+    [
+        ("num_workers", 0),
+        ("min_workers", 0),
+        ("min_workers", 3),
+        ("cpus_per_worker", 0),
+        ("zero_stage", 4),
+        ("object_store_mb", 1),
+        ("checkpoint_keep", 0),
+    ],
 )
 def test_bad_config_names_field_and_value(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} {value}"):
