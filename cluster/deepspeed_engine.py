@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cluster.checkpoint import MANIFEST, ZERO_TAG, read_manifest, reshard_zero, write_manifest
-from cluster.engine import EngineConfig, adamw, require_same_trained, set_lr, trained_parameters
+from cluster.deepspeed_config import disable_shm_op, optimizer_of, require_disk, zero_config
+from cluster.engine import EngineConfig, require_same_trained, set_lr, trained_parameters
 
 _CONSTANTS = ("weight_decay", "betas", "eps")
 
@@ -18,6 +21,10 @@ class DeepSpeedEngine:
     """ZeRO 1, 2 or 3 on this process's torch.distributed group: CPU if its backend is gloo, CUDA if it is nccl."""
 
     def __init__(self, module: nn.Module, config: EngineConfig) -> None:
+        if config.zero_stage == 0:
+            raise ValueError(
+                "zero_stage 0 has nothing for DeepSpeed to share out: use DataParallelEngine (open_engine)"
+            )
         if not torch.distributed.is_initialized():
             raise ValueError(
                 "DeepSpeedEngine needs a torch.distributed group (run_workers makes one); without: TorchEngine"
@@ -29,13 +36,16 @@ class DeepSpeedEngine:
 
         if on_cpu:
             disable_shm_op()
+        require_disk(config)
         deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
         trained = trained_parameters(module)
-        self._trained = list(trained)
+        self._trained = trained
+        if scalars := [name for name, parameter in module.named_parameters() if parameter.dim() == 0]:
+            raise ValueError(f"{scalars} have no dimension, which DeepSpeed cannot share: give them the shape [1]")
         size = sum(parameter.numel() for parameter in trained.values())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.train(),
-            optimizer=adamw(trained.values(), config),
+            optimizer=optimizer_of(trained.values(), config, on_cpu),
             config=zero_config(config, size),
             dist_init_required=False,
         )
@@ -44,6 +54,7 @@ class DeepSpeedEngine:
         self.module = module
         self._config = config
         self._complete = False  # the last backward of this step was seen
+        self._adding_up: ExitStack | None = None
 
     def forward(self, batch: Any) -> Any:
         return self._engine(batch)
@@ -51,8 +62,15 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         assert not self._complete, "backward() after the last one of this step"
         self._complete = last
-        self._engine.set_gradient_accumulation_boundary(last)
+        if self._config.gradient_exchange == "micro_batch":
+            self._engine.set_gradient_accumulation_boundary(last)
+        elif not last and self._adding_up is None:
+            self._adding_up = ExitStack()
+            self._adding_up.enter_context(self._one_exchange())
         self._engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks; we sum
+        if last and self._adding_up is not None:
+            self._adding_up.close()
+            self._adding_up = None
 
     def step(self, lr: float) -> float:
         assert self._complete, "step() before the last backward()"
@@ -63,12 +81,22 @@ class DeepSpeedEngine:
         assert norm is not None, "DeepSpeed did not compute a gradient norm"
         return float(norm)
 
+    def weights(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = {}
+        for name, parameter in self._trained.items():  # one at a time on the device
+            weight = safe_get_full_fp32_param(parameter)
+            if self.rank == 0:
+                whole[name] = weight.cpu().clone()
+        return whole
+
     def save(self, directory: str, state: dict[str, Any]) -> None:
         json.dumps(state)  # fails here on every rank, not on rank 0 alone after the shards
         self._engine.save_checkpoint(directory, tag=ZERO_TAG, exclude_frozen_parameters=True)
         if self.rank == 0:
             facts = {"kind": "zero", "world_size": self.world_size, "zero_stage": self._config.zero_stage}
-            write_manifest(directory, {**facts, "trained": self._trained, "state": state})
+            write_manifest(directory, {**facts, "trained": list(self._trained), "state": state})
         torch.distributed.barrier()  # whoever returns may rely on the manifest
 
     def load(self, directory: str) -> dict[str, Any]:
@@ -103,32 +131,12 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self._engine.destroy()
 
-
-def zero_config(config: EngineConfig, parameters: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of `config` for that many trained parameters.
-
-    What has a surprising default is written out.
-    """
-    bucket = max(1, min(parameters, 200_000_000))  # elements; the default allocates 2 GB for the smallest model
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    ds: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # a formality: batches are flat token streams
-        "gradient_accumulation_steps": 1,  # a formality too: `last` says where a step ends
-        "gradient_clipping": config.max_grad_norm,  # DeepSpeed's default would be 1.0
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": None,
-    }
-    if config.precision == "bf16":
-        ds["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        ds["communication_data_type"] = "fp32"
-        if config.zero_stage > 1:  # at stage 1 this option switches to another optimizer wrapper altogether
-            ds["data_types"] = {"grad_accum_dtype": "fp32"}
-    return ds
-
-
-def disable_shm_op() -> None:
-    """Keep deepspeed from compiling a C++ operator that only inference uses, at every start on a CPU."""
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    @contextmanager
+    def _one_exchange(self) -> Iterator[None]:
+        """Gradients add up on every rank in fp32 (DeepSpeed alone would do it in the weights' precision), then meet."""
+        for parameter in self._trained.values():
+            parameter.grad_dtype = torch.float32
+        with self._engine.coalesce_grad_reduction():
+            yield
+        for parameter in self._trained.values():
+            parameter.grad_dtype = parameter.dtype

@@ -15,29 +15,30 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from cluster.zero import ZeroConfig
+
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(ZeroConfig):
     """How to optimize: AdamW, whose weight decay leaves parameters of one dimension (norms, biases) alone.
 
     precision: "fp32", or "bf16" weights and activations under fp32 master weights. Gradients are summed in fp32 over
-    ranks, and over micro-batches too (with DeepSpeed: at stages 2 and 3). max_grad_norm: clip the global gradient to
-    this norm, 0 for never. zero_stage is read by DeepSpeedEngine alone.
+    micro-batches and over ranks; with DeepSpeed, what a rank brings to an exchange is rounded to bf16 at stages 1 and 2,
+    and at stage 1 the sum as well. max_grad_norm: clip the global gradient to this norm, 0 for never. TorchEngine, one process,
+    reads nothing of ZeroConfig.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[1, 2, 3] = 2
     max_grad_norm: float = 0.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "betas", tuple(self.betas))  # a YAML file brings a list
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {self.precision!r} must be 'fp32' or 'bf16'")
-        if self.zero_stage not in (1, 2, 3):
-            raise ValueError(f"zero_stage {self.zero_stage!r} must be 1, 2 or 3")
         for name in ("max_grad_norm", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} must be 0 (off) or a positive number")
@@ -70,6 +71,9 @@ class Engine(Protocol):
         If that is not finite (inf is returned then), nothing was updated.
         """
 
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights as they are now, by name, tied ones once: fp32, on the CPU. Empty on all ranks but 0."""
+
     def save(self, directory: str, state: dict[str, Any]) -> None:
         """Write trained weights, optimizer and `state` (small, JSON-able).
 
@@ -79,12 +83,23 @@ class Engine(Protocol):
     def load(self, directory: str) -> dict[str, Any]:
         """Take up what `save` wrote, all ranks' files merged; returns its `state`.
 
-        With DeepSpeed the number of ranks may differ from those that saved. ValueError if it is not complete, from
-        the other kind of engine, of other trained weights, or from stage 3 for stage 1 or 2 (and the other way round).
+        The number of ranks may differ from those that saved. ValueError if it is not complete, from the other kind of
+        engine (stage 0, stages 1 and 2, stage 3), or of other trained weights.
         """
 
     def close(self) -> None:
         """Let go of hooks and buffers; the process group stays."""
+
+
+def open_engine(module: nn.Module, config: EngineConfig) -> Engine:
+    """The engine for all ranks of this process's torch.distributed group at `config.zero_stage`."""
+    if config.zero_stage == 0:
+        from cluster.data_parallel import DataParallelEngine
+
+        return DataParallelEngine(module, config)
+    from cluster.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, config)
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -96,12 +111,16 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def adamw(weights: Iterable[Tensor], config: EngineConfig, *, fused: bool | None = None) -> torch.optim.AdamW:
-    """AdamW over `weights` in two groups, matrices and vectors. `fused`: one kernel in place of many small ones."""
+    """AdamW over `weights`. `fused`: one kernel in place of many small ones."""
+    return torch.optim.AdamW(decay_groups(weights, config), lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def decay_groups(weights: Iterable[Tensor], config: EngineConfig) -> list[dict[str, Any]]:
+    """Matrices with weight decay, vectors and scalars without."""
     weights = list(weights)
     matrices = {"params": [w for w in weights if w.dim() > 1], "weight_decay": config.weight_decay}
     vectors = {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0}
-    groups = [group for group in (matrices, vectors) if group["params"]]  # ZeRO refuses empty groups
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+    return [group for group in (matrices, vectors) if group["params"]]  # ZeRO refuses empty groups
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.zero import ZeroConfig
+
 _connecting = threading.Lock()
 
 # Ray Data counts a consumer that is busy elsewhere (a long checkpoint, a slow step) and a long task as no progress.
@@ -19,7 +21,7 @@ _REST_S = 0.02
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(ZeroConfig):
     """How much of the cluster a worker group takes. Changes speed and safety, never a result.
 
     cpus_per_worker may be a fraction: on a small machine the data stages need what is left. data_tasks_per_worker:
@@ -37,7 +39,6 @@ class ClusterConfig:
     cpus_per_worker: float = 0.5
     gpus_per_worker: float = 0
     data_tasks_per_worker: int = 2
-    zero_stage: int = 2
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile_layers: bool = False
     max_failures: int = 3
@@ -46,6 +47,7 @@ class ClusterConfig:
     worker_start_timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least_of = {
             "num_workers": 1,
             "data_tasks_per_worker": 1,
@@ -62,12 +64,10 @@ class ClusterConfig:
             )
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker {self.cpus_per_worker} must be positive (0.5 is fine)")
-        if self.zero_stage not in (1, 2, 3):
-            raise ValueError(f"zero_stage {self.zero_stage!r} must be 1, 2 or 3")
         if self.compile_layers and (self.zero_stage == 3 or self.activation_checkpointing != "none"):
             raise ValueError(
                 f"compile_layers with zero_stage {self.zero_stage} and activation_checkpointing {self.activation_checkpointing!r}: "
-                "compiled layers hold their weights (stage 1 or 2) and choose themselves what to compute again ('none')"
+                "compiled layers hold their weights (stage 0, 1 or 2) and choose themselves what to compute again ('none')"
             )
         if self.object_store_mb < 80:
             raise ValueError(f"object_store_mb {self.object_store_mb} is less than Ray's minimum of 80")

@@ -48,17 +48,19 @@ class TorchEngine:
     def step(self, lr: float) -> float:
         assert self._complete, "step() before the last backward()"
         self._complete = False
-        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
-        for weight in weights:
-            if weight.grad is None:  # ZeRO sees a zero there, and decays the weight
-                weight.grad = torch.zeros_like(weight)
-        norm = nn.utils.clip_grad_norm_(weights, self._config.max_grad_norm or math.inf).item()
+        self._fill_gradients()
+        norm = nn.utils.clip_grad_norm_(self._weights(), self._config.max_grad_norm or math.inf).item()
         if math.isfinite(norm):
             set_lr(self._optimizer, lr)
             self._optimizer.step()
             self._copy_masters()
         self._optimizer.zero_grad(set_to_none=True)
         return norm if math.isfinite(norm) else math.inf
+
+    def weights(self) -> dict[str, Tensor]:
+        if self.rank != 0:
+            return {}
+        return {name: self._weight(p).detach().float().cpu().clone() for name, p in self._trained.items()}
 
     def save(self, directory: str, state: dict[str, Any]) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,16 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=True)
         for hook in self._hooks:
             hook.remove()
+
+    def _weights(self) -> list[Tensor]:
+        """What the optimizer updates."""
+        return [weight for group in self._optimizer.param_groups for weight in group["params"]]
+
+    def _fill_gradients(self) -> None:
+        """What no loss depends on has a gradient of zero: ZeRO sees it so, and decays the weight."""
+        for weight in self._weights():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
 
     def _weight(self, tensor: Tensor) -> Tensor:
         """The master of a parameter that has one; every other tensor is what it is."""

@@ -48,19 +48,18 @@ def run_training(
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint, or from the start, to the last step; returns {"history": [...]} of logged steps.
 
-    `job` holds what every stage passes: label, zero_stage, log_every, checkpoint_every, tracking (uri and run id).
+    `job` holds what every stage passes: label, zero (fields of ZeroConfig), log_every, checkpoint_every, tracking (uri and run id).
     `open_at(steps)` gives this rank's stream over those global steps.
     """
     from cluster import collectives, tracking
-    from cluster.deepspeed_engine import DeepSpeedEngine
     from cluster.devices import peak_flops_per_s
-    from cluster.engine import EngineConfig
+    from cluster.engine import EngineConfig, open_engine
 
-    engine = DeepSpeedEngine(
+    engine = open_engine(
         objective,
         EngineConfig(
             precision=config.precision,
-            zero_stage=job["zero_stage"],
+            **job["zero"],
             max_grad_norm=config.max_grad_norm,
             weight_decay=config.weight_decay,
         ),

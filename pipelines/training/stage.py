@@ -35,7 +35,7 @@ def train_stage(
         "config": context.config,
         "model": start_model,
         "micro_batches": micro_batches,
-        "zero_stage": execution.cluster.zero_stage,
+        "zero": execution.cluster.shared(),
         "recompute": execution.cluster.activation_checkpointing,
         "compile": execution.cluster.compile_layers,
         "data_tasks": execution.cluster.data_tasks_per_worker,

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from cluster.checkpoint import consolidate, read_manifest
 from cluster.collectives import all_gather, all_gather_with_grad, all_reduce_sum, rank, world_size
-from cluster.deepspeed_engine import DeepSpeedEngine, zero_config
-from cluster.engine import Engine, EngineConfig
+from cluster.deepspeed_config import disable_shm_op, zero_config
+from cluster.deepspeed_engine import DeepSpeedEngine
+from cluster.engine import Engine, EngineConfig, open_engine
 from cluster.torch_engine import TorchEngine
-from tests.ranks import on_ranks
+from tests.ranks import on_ranks, small_weights_shared
 
-STAGES = (1, 2, 3)
+STAGES = (0, 1, 2, 3)
 STEPS = 4
 LR = 0.5
 # A large eps makes Adam's update proportional to the gradient: a wrong scale shows at the first step.
@@ -77,14 +78,14 @@ def alone(config: EngineConfig, steps: int = STEPS) -> tuple[list[tuple[float, f
     return train(engine, range(steps), 1), engine.module.state_dict()
 
 
-def live_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+def live_weights(engine: Engine) -> dict[str, Tensor]:
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         return {name: weight.detach().clone() for name, weight in engine.module.state_dict().items()}
 
 
-def poison(engine: DeepSpeedEngine) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+def poison(engine: Engine) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     """A step of which one micro-batch is NaN: its norm, and the weights before and after."""
     before = live_weights(engine)
     for factor, last in ((math.nan, False), (1.0, True)):
@@ -99,32 +100,37 @@ def contrastive(x: Tensor, weight: Tensor) -> Tensor:
     return nn.functional.cross_entropy(mine @ all_gather_with_grad(mine * 2).T, labels, reduction="sum")
 
 
+@small_weights_shared()
 def two_ranks(folder: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for stage in STAGES:
         config = dataclasses.replace(CONFIG, zero_stage=stage)
-        engine = DeepSpeedEngine(build(), config)
+        engine = open_engine(build(), config)
         curve = train(engine, range(2), 2)
         engine.save(f"{folder}/half{stage}", {"step": 2, "lr": 0.1})
         curve += train(engine, range(2, STEPS), 2)
         found[f"training{stage}"] = engine.module.middle.training
         engine.save(f"{folder}/whole{stage}", {"step": STEPS})
         found[f"curve{stage}"], found[f"live{stage}"] = curve, live_weights(engine)
+        weights = engine.weights()
+        found[f"weights{stage}"] = weights, all_gather(torch.tensor([len(weights)])).tolist()
         engine.close()
 
-        engine = DeepSpeedEngine(build(), config)
+        engine = open_engine(build(), config)
         found[f"state{stage}"] = engine.load(f"{folder}/half{stage}")
         found[f"resumed{stage}"] = train(engine, range(2, STEPS), 2), live_weights(engine)
         found[f"poisoned-fp32-{stage}"] = poison(engine)
         engine.close()
 
-        engine = DeepSpeedEngine(build(), dataclasses.replace(CLIPPED, zero_stage=stage))
+        engine = open_engine(build(), dataclasses.replace(CLIPPED, zero_stage=stage))
         found[f"clipped{stage}"] = train(engine, range(STEPS), 2), live_weights(engine)
         engine.close()
 
-        engine = DeepSpeedEngine(build(), dataclasses.replace(config, precision="bf16"))
+        engine = open_engine(build(), dataclasses.replace(config, precision="bf16"))
         curve = train(engine, range(STEPS), 2)
         found[f"bf16{stage}"] = curve, engine.module.embed.weight.dtype, engine.module.frequencies.clone()
+        engine.save(f"{folder}/bf16-{stage}", {})
+        found[f"bf16-weights{stage}"] = engine.weights()
         found[f"poisoned-bf16-{stage}"] = poison(engine)
         engine.close()
 
@@ -148,13 +154,15 @@ def one_rank(folder: str) -> dict[str, object]:
         found[f"bf16-{name}"] = train(engine, range(STEPS), 2)
         engine.save(f"{folder}/bf16-{name}", {})
         engine.close()
-    for saved, stage in ((1, 2), (2, 1), (3, 3)):
-        engine = DeepSpeedEngine(build(), dataclasses.replace(CONFIG, zero_stage=stage))
+    for saved, stage in ((0, 0), (1, 2), (2, 1), (3, 3)):
+        engine = open_engine(build(), dataclasses.replace(CONFIG, zero_stage=stage))
         found[f"state{saved}{stage}"] = engine.load(f"{folder}/half{saved}")
         found[f"curve{saved}{stage}"] = train(engine, range(2, STEPS), 1)
-        if stage != 3:
+        if stage in (1, 2):
             with pytest.raises(ValueError, match="set zero_stage=3"):
                 engine.load(f"{folder}/half3")
+        with pytest.raises(ValueError, match="and cannot continue in a"):
+            engine.load(f"{folder}/half{0 if stage else 1}")
         engine.close()
     return found
 
@@ -232,6 +240,17 @@ def test_consolidate_equals_live_weights(found: dict, folder: Path, stage: int) 
     assert all(torch.equal(weights[name], live[name]) for name in weights)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_live_weights_in_fp32_on_the_first_rank(found: dict, folder: Path, stage: int) -> None:
+    weights, sizes = found[f"weights{stage}"]
+    assert sizes == [len(weights), 0]
+    trained = {name for name, parameter in build().named_parameters() if parameter.requires_grad}
+    assert set(weights) == trained and "head.weight" not in trained  # tied to the embedding
+    assert all(torch.equal(weight, found[f"live{stage}"][name]) for name, weight in weights.items())
+    masters = consolidate(str(folder / f"bf16-{stage}"))
+    assert all(torch.equal(weight, masters[name]) for name, weight in found[f"bf16-weights{stage}"].items())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_poisoned_gradient_changes_nothing(found: dict, stage: int, precision: str) -> None:
@@ -258,7 +277,7 @@ def test_gathered_gradient_equals_one_process(found: dict) -> None:
 
 
 def test_other_ranks_and_stages_continue(found: dict, found_alone: dict, folder: Path) -> None:
-    for pair in ("12", "21", "33"):
+    for pair in ("00", "12", "21", "33"):
         assert found_alone[f"state{pair}"]["step"] == 2
         assert_same_curve(found_alone[f"curve{pair}"], found["curve2"][2:])
     assert not [path for path in (folder / "cache").iterdir() if path.is_dir()]
@@ -311,7 +330,7 @@ def test_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("precision", "fp16"), ("zero_stage", 0), ("max_grad_norm", -1.0), ("eps", 0.0)],
+    [("precision", "fp16"), ("zero_stage", 4), ("max_grad_norm", -1.0), ("eps", 0.0)],
 )
 def test_bad_config_names_field_and_value(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field}.*{value}"):
@@ -332,8 +351,6 @@ def test_shm_op_stays_switchable() -> None:
     """The name is DeepSpeed's own: if it moves, CPU starts would compile C++ again."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.ops
-
-    from cluster.deepspeed_engine import disable_shm_op
 
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
     disable_shm_op()
