@@ -1,6 +1,7 @@
 """Plots where people would rather look than read."""
 
 import io
+from collections.abc import Sequence
 
 from pipelines.mixture import Share
 
@@ -58,6 +59,36 @@ def mixture_bars(mixture: dict[str, dict[str, Share]]) -> bytes:
     panel.barh(list(totals), [share.image_tokens for share in totals.values()], left=text, label="images")
     panel.set(xlabel="tokens after cleaning")
     panel.legend()
+    return _png(figure)
+
+
+def similarity_histograms(histograms: dict[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
+    """PNG of how similar queries were to right answers and to negatives, a panel for each task. A task has the counts of both,
+    in equal bins over [-1, 1]; either is drawn as shares of its own, over what range there is anything to see."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(histograms))
+    lines = -(-len(histograms) // columns)
+    figure = Figure(figsize=(3.4 * columns, 0.8 + 2.1 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
+    seen = []
+    for panel, (task, kinds) in zip(panels, histograms.items(), strict=False):
+        for counts, name, colour in zip(kinds, ("right answers", "negatives"), ("tab:blue", "tab:orange"), strict=True):
+            edges = [2 * edge / len(counts) - 1 for edge in range(len(counts) + 1)]
+            shares = [count / max(1.0, sum(counts)) for count in counts]
+            panel.stairs(shares, edges, fill=True, alpha=0.45, color=colour, label=name)
+            seen += [edges[place + side] for place, count in enumerate(counts) if count for side in (0, 1)]
+        panel.set_title(task, fontsize=9)
+        panel.set_yticks([])
+    for panel in panels[len(histograms) :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(histograms) - columns) : len(histograms)]:
+        panel.set_xlabel("cosine similarity")
+        panel.tick_params(labelbottom=True)
+    panels[0].set_xlim(min(seen, default=-1), max(seen, default=1))
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     return _png(figure)
 
 

@@ -6,6 +6,7 @@ processor of transformers, positions from its models, and the losses are the pap
 
 import copy
 import io
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -189,3 +190,58 @@ def pairs_one_by_one(folder, *, temperature, causal=False):
 def gradients(module):
     """By name, zeros where none came."""
     return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in module.named_parameters()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query of a contrastive batch: which question it is, of which temperature (a tensor of no dimension)."""
+
+    name: int
+    temperature: torch.Tensor
+    vector: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A candidate, listed for the query at `owner` as right or wrong."""
+
+    owner: int
+    right: bool
+    group: int
+    vector: torch.Tensor
+
+
+def is_right(queries, candidates, q, candidate):
+    """Whether a candidate is known to answer query q: the same answer as one of its own, or an answer to an equal query."""
+    own = {c.group for c in candidates if c.owner == q and c.right}
+    return candidate.group in own or (candidate.right and queries[candidate.owner].name == queries[q].name)
+
+
+def cosine(a, b, width=None):
+    a, b = a[:width], b[:width]
+    return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
+
+
+def contrastive_written_out(queries, candidates, *, margin=None, symmetric=False, widths=()):
+    """The summed loss of a whole batch, two vectors at a time: Eq. 3 with every option in plain words."""
+
+    def term(near, others, temperature):
+        """Minus the log of the share that `near` has among itself and `others`."""
+        if margin is not None:
+            others = [other for other in others if other <= near + margin]
+        return -((near / temperature).exp() / sum((s / temperature).exp() for s in (near, *others))).log()
+
+    total = 0.0
+    for width in (None, *widths):
+        for q, query in enumerate(queries):
+            answers = [c for c in candidates if c.owner == q and c.right]
+            wrong = [c for c in candidates if not is_right(queries, candidates, q, c)]
+            for answer in answers:
+                near = cosine(query.vector, answer.vector, width)
+                found = term(near, [cosine(query.vector, c.vector, width) for c in wrong], query.temperature)
+                if symmetric:
+                    strangers = [b for n, b in enumerate(queries) if not is_right(queries, candidates, n, answer)]
+                    back = term(near, [cosine(answer.vector, b.vector, width) for b in strangers], query.temperature)
+                    found = (found + back) / 2
+                total = total + found / len(answers) / (1 + len(widths))
+    return total

@@ -21,14 +21,12 @@ class LearnedTemperature(nn.Module):
         return self.log.clone()
 
 
-def of_queries(
-    given: np.ndarray, learned: torch.Tensor | None, source: np.ndarray, device: torch.device
-) -> torch.Tensor:
+def of_queries(given: np.ndarray, learned: torch.Tensor | None, source: torch.Tensor) -> torch.Tensor:
     """[B] temperatures of queries of the tasks `source` [B]: from the learned logarithms [tasks], or without them as given [tasks]."""
     if learned is None:
-        return move(given[source], device)
+        return move(given, source.device)[source]
     low, high = (math.log(bound) for bound in TEMPERATURES)
     log = learned.float()
     # a plain clamp has no gradient outside, and what is outside would never come back
     log = log + (log.clamp(low, high) - log).detach()
-    return log.exp()[move(source, device)]
+    return log.exp()[source]

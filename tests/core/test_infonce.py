@@ -105,3 +105,16 @@ def test_any_of_several_answers_is_right():
         torch.tensor([1, 1, 2, 0]),
     )
     assert right.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_gradients_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = (torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_() for n in (3, 6))
+    temperature = torch.tensor([0.5, 0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    left_out = torch.rand(3, 6, generator=generator) > 0.7
+
+    def loss(rows, columns, temperature):
+        unit = normalize(rows, dim=1), normalize(columns, dim=1)
+        return infonce(*unit, torch.tensor([0, 3, 3]), left_out, temperature, margin=0.4).loss
+
+    assert left_out.any() and torch.autograd.gradcheck(loss, (rows, columns, temperature))

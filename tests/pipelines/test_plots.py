@@ -1,0 +1,40 @@
+"""Pictures show what they are given."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from pipelines.plots import similarity_histograms
+
+BINS = 100
+
+
+def counts_around(similarity: float, number: int) -> list[float]:
+    spread = similarity + 0.05 * np.random.default_rng(number).normal(size=number)
+    return np.histogram(spread.clip(-1, 1), BINS, (-1, 1))[0].tolist()
+
+
+def colours(png: bytes) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """Size, and x of the pixels that are rather blue (right answers) and rather orange (negatives)."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    red, _, blue = np.moveaxis(np.asarray(image).astype(int), 2, 0)
+    return image.size, np.nonzero(blue > red + 60)[1], np.nonzero(red > blue + 60)[1]
+
+
+def test_right_answers_stand_right_of_negatives_and_either_is_seen() -> None:
+    png = similarity_histograms({"a": (counts_around(0.6, 10), counts_around(0.1, 3000))})
+    (width, _), right, wrong = colours(png)
+    assert min(len(right), len(wrong)) > 500 and np.median(right) - np.median(wrong) > 0.3 * width
+    _, right, wrong = colours(similarity_histograms({"a": (counts_around(0.1, 10), counts_around(0.6, 3000))}))
+    assert np.median(right) < np.median(wrong)
+
+
+def test_every_task_has_a_panel() -> None:
+    kinds = counts_around(0.6, 10), counts_around(0.1, 3000)
+    sizes = [colours(similarity_histograms({f"task {n}": kinds for n in range(many)}))[0] for many in (1, 4, 5)]
+    assert sizes[0][0] < sizes[1][0] == sizes[2][0] and sizes[0][1] == sizes[1][1] < sizes[2][1]
+
+
+def test_nothing_seen_is_an_empty_panel() -> None:
+    similarity_histograms({"a": ([0.0] * BINS, [0.0] * BINS)})
