@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow.dataset as pads
@@ -14,11 +16,26 @@ from cluster import storage
 _PROGRESS_S = 10.0
 
 
+@dataclass(frozen=True)
+class Pool:
+    """So many processes that stay, each with its share of CPUs and GPUs."""
+
+    processes: int
+    cpus: float
+    gpus: float
+
+
 def run_units(
-    fn: Callable[[int], dict[str, Any]], count: int, *, state_uri: str, say: Callable[[str], None]
+    fn: Callable[[int], dict[str, Any]] | Callable[[], Callable[[int], dict[str, Any]]],
+    count: int,
+    *,
+    state_uri: str,
+    say: Callable[[str], None],
+    pool: Pool | None = None,
 ) -> list[dict[str, Any]]:
     """[fn(0), ..., fn(count - 1)], run as tasks side by side on CPUs; each result a dict that JSON can hold.
 
+    With a `pool` every process of it calls `fn()` once, and what that returns is called with the numbers: so a model is loaded once.
     What is finished is kept below `state_uri` by Ray Data's job-level checkpoint: a later call with the same `state_uri`, by
     whomever, and with the same or a larger `count`, does not run it again. A task whose process dies is run again, so
     `fn` must write the same files again. The first error of `fn` is raised. Needs `connect` first.
@@ -39,25 +56,35 @@ def run_units(
             id_column="id", checkpoint_path=checkpoint, override_filesystem=fs, delete_checkpoint_on_success=False
         )
         with _progress(results_uri, count, say):
-            _run(fn, units, results_uri)
+            _run(fn, units, results_uri, pool)
             done = _finished(results_uri)
             if lost := [{"id": number} for number in range(count) if number not in done]:
                 # Ray keeps a unit's mark by renaming it, on S3 a copy and a deletion. Who dies in between leaves both names;
                 # for the one Ray then removes the result, and for the other it does not run the unit again.
-                _run(fn, ray.data.from_items(lost, override_num_blocks=len(lost)), results_uri)
+                _run(fn, ray.data.from_items(lost, override_num_blocks=len(lost)), results_uri, pool)
                 done = _finished(results_uri)
     assert set(range(count)) <= set(done), f"{count - len(done)} of {count} units left no result"
     return [done[number] for number in range(count)]
 
 
-def _run(fn: Callable[[int], dict[str, Any]], units: Any, results_uri: str) -> None:
+def _run(fn: Callable, units: Any, results_uri: str, pool: Pool | None) -> None:
     """Writes the results of a dataset of units, each to a file of its own."""
-    from ray.data import SaveMode
+    from ray.data import ActorPoolStrategy, SaveMode
     from ray.exceptions import RayTaskError
 
     fs, results = storage.filesystem(results_uri)
+    if pool is None:
+        mapped = units.map(_Unit(fn))
+    else:
+        mapped = units.map(
+            _StayingUnit,
+            fn_constructor_args=(fn,),
+            compute=ActorPoolStrategy(size=pool.processes),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
     try:
-        units.map(_Unit(fn)).write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
+        mapped.write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
     except RayTaskError as error:
         cause = error.cause
         cause.args = getattr(cause, "own_args", cause.args)
@@ -77,6 +104,14 @@ class _Unit:
         except Exception as error:
             error.own_args = error.args  # Ray appends advice on its own settings to them
             raise
+
+
+class _StayingUnit(_Unit):
+    """The same in a process of a pool. Its function is made for the first unit, where an error is one of the unit's."""
+
+    def __init__(self, make: Callable[[], Callable[[int], dict[str, Any]]]) -> None:
+        super().__init__(lambda number: self.made()(number))
+        self.made = cache(make)
 
 
 def _finished(uri: str) -> dict[int, dict[str, Any]]:

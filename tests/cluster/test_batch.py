@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from cluster.batch import run_units
+from cluster.batch import Pool, run_units
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,10 +111,45 @@ def test_a_unit_whose_process_is_killed_runs_again(state: str, tmp_path: Path) -
     assert units.runs() == Counter({0: 1, 1: 1, 2: 2, 3: 1})
 
 
+def test_processes_of_a_pool_make_what_they_keep_once(tmp_path: Path) -> None:
+    folder, state = str(tmp_path), str(tmp_path / "state")
+
+    def make():
+        with open(f"{folder}/made", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        seen = []
+
+        def unit(number: int) -> dict:
+            if number == 5 and not os.path.exists(f"{folder}/killed"):
+                Path(folder, "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen.append(number)
+            time.sleep(0.1)
+            return {"process": os.getpid(), "seen": len(seen)}
+
+        return unit
+
+    pool = Pool(processes=2, cpus=0.5, gpus=0)
+    results = run_units(make, 12, state_uri=state, say=print, pool=pool)
+    made = Path(folder, "made").read_text().split()
+    assert 2 <= len(made) == len(set(made)) <= 3  # the killed one's place is taken
+    by_process = {pid: [r["seen"] for r in results if r["process"] == pid] for pid in map(int, made)}
+    assert all(sorted(seen) == list(range(1, len(seen) + 1)) for seen in by_process.values())
+    assert run_units(make, 12, state_uri=state, say=print, pool=pool) == results
+
+
+def test_a_pool_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    def make():
+        raise ValueError("model/: no config.json there")
+
+    with pytest.raises(ValueError, match=r"^model/: no config.json there$"):
+        run_units(make, 3, state_uri=str(tmp_path), say=print, pool=Pool(1, cpus=0.5, gpus=0))
+
+
 DRIVER = """
 import sys, time
 from pathlib import Path
-from cluster.batch import run_units
+from cluster.batch import Pool, run_units
 from cluster.session import ClusterConfig, connect
 
 folder, state, count, slow = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
