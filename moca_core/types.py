@@ -76,6 +76,11 @@ class Pair:
     group: str | None = None
     where: str = field(default="", compare=False)
 
+    @property
+    def answers(self) -> tuple[Content, ...]:
+        """Right ones, then wrong ones."""
+        return self.positives + self.negatives
+
 
 @dataclass(frozen=True)
 class Query:

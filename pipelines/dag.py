@@ -2,10 +2,15 @@
 
 corpus ──▶ clean ──▶ base ──▶ pack ──▶ pretrain ──▶ finetune ──▶ (average) ──▶ evaluate ──▶ export
 pairs ───────▲────────────────────────────────────────▲
+  └──▶ (warmup) ──▶ (mine) ───────────────────────────┘
 
 What the exported model does not need is left out: `pretrain.steps=0` lets fine-tuning start from the base model, and with it go
-`pack`, and `corpus` and `clean` where the base model is not made from them. `average` is there where its settings ask for a mean.
+`pack`, and `corpus` and `clean` where the base model is not made from them. `average` is there where its settings ask for a mean, `mine`
+where `mine.negatives` asks for hard negatives, and `warmup` (a shorter fine-tuning, whose model mines) where `mine.warmup_steps` does.
 """
+
+from dataclasses import replace
+from typing import Literal
 
 from pipelines.recipe import Recipe
 from pipelines.runner.plan import needed
@@ -17,6 +22,7 @@ from pipelines.steps.corpus import corpus_step
 from pipelines.steps.evaluate import evaluate_step
 from pipelines.steps.export import export_step
 from pipelines.steps.finetune import finetune_step
+from pipelines.steps.mine import mine_step
 from pipelines.steps.pack import pack_step
 from pipelines.steps.pairs import pairs_step
 from pipelines.steps.pretrain import pretrain_step
@@ -48,8 +54,23 @@ def every_step(recipe: Recipe) -> list[Step]:
         base_step(recipe.base),  # the causal model to start from, and its tokenizer
         pack_step(recipe.pack),  # documents as token rows of one budget
         pretrain_step(recipe.pretrain),  # bidirectional, MLM + MAE
-        finetune_step(recipe.finetune, start=start),  # contrastive
+        *mining_steps(recipe, start),
+        finetune_step(recipe.finetune, start, "mine" if recipe.mine.negatives else "pairs"),  # contrastive
         *averages,  # of its weights, its snapshots' and the base model's
         evaluate_step(recipe.evaluate, stages),  # against chance and the model before training
         export_step(recipe.export, stages),  # one folder for everybody
+    ]
+
+
+def mining_steps(recipe: Recipe, start: Literal["base", "pretrain"]) -> list[Step]:
+    """Those that give the training pairs hard negatives, in the recipes that want them."""
+    if not recipe.mine.negatives:
+        return []
+    mine = replace(recipe.mine, max_tokens=recipe.mine.max_tokens or recipe.finetune.max_tokens)
+    if not mine.warmup_steps:
+        return [mine_step(mine, start)]
+    short = replace(recipe.finetune, steps=mine.warmup_steps)
+    return [
+        finetune_step(short, start, name="warmup"),  # a model that can tell answers apart
+        mine_step(mine, "warmup"),  # wrong answers that it takes for right ones
     ]

@@ -12,6 +12,7 @@ import yaml
 
 from cluster.workers import ClusterConfig
 from moca_core.data.duplicates import CleanRules
+from pipelines.mining.config import MineConfig
 from pipelines.steps.average import AverageConfig
 from pipelines.steps.base import BaseConfig
 from pipelines.steps.corpus import CorpusConfig
@@ -54,6 +55,7 @@ class Recipe:
     export: ExportConfig
     clean: CleanRules = CleanRules()
     average: AverageConfig = AverageConfig()
+    mine: MineConfig = MineConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -78,6 +80,11 @@ class Recipe:
         ):
             if value % workers:
                 raise ValueError(f"{name}={value} must be a multiple of cluster.num_workers={workers}")
+        if self.mine.negatives and not 1 <= self.finetune.num_negatives <= self.mine.negatives:
+            raise ValueError(
+                f"mine.negatives={self.mine.negatives} with finetune.num_negatives={self.finetune.num_negatives}: fine-tuning draws "
+                "num_negatives of those mined; it must draw one at least, and there must be as many"
+            )
         if self.export.max_tokens < max(self.finetune.max_tokens, self.evaluate.max_tokens):
             raise ValueError(
                 f"export.max_tokens={self.export.max_tokens} must be at least finetune.max_tokens={self.finetune.max_tokens} "

@@ -109,9 +109,9 @@ class Answers:
     def __len__(self) -> int:
         return len(self.pair)
 
-    def first_named_by(self, pairs: range) -> range:
+    def first_named_by(self, pairs: range) -> slice:
         """The entries that come up first in these pairs."""
-        return range(*np.searchsorted(self.pair, [pairs.start, pairs.stop]).tolist())
+        return slice(*np.searchsorted(self.pair, [pairs.start, pairs.stop]).tolist())
 
     def barred(self, pairs: range) -> Barred:
         """What the queries of these pairs must not get: their own right answers and those of an equal query, all members of the

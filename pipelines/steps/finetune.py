@@ -70,15 +70,20 @@ class FinetuneConfig(TrainingConfig):
         return any(fnmatchcase(task, pattern) for pattern in self.exclude)
 
 
-def finetune_step(config: FinetuneConfig, start: Literal["base", "pretrain"]) -> Step:
-    """The step that trains on from the model of the step `start`."""
-    needs = tuple(dict.fromkeys(("base", start, "pairs")))
-    return Step("finetune", run, config, needs, code_version=2, resumable=True)
+def finetune_step(
+    config: FinetuneConfig,
+    start: Literal["base", "pretrain"],
+    pairs: Literal["pairs", "mine"] = "pairs",
+    name: Literal["finetune", "warmup"] = "finetune",
+) -> Step:
+    """The step that trains on from the model of the step `start`, on the pairs of the step `pairs`."""
+    needs = tuple(dict.fromkeys(("base", start, pairs)))
+    return Step(name, run, config, needs, code_version=2, resumable=True)
 
 
 def run(context: Context) -> dict:
     config: FinetuneConfig = context.config
-    base, pairs = (context.inputs[name] for name in ("base", "pairs"))
+    base, pairs = context.inputs["base"], context.inputs["mine" if "mine" in context.inputs else "pairs"]
     start = context.inputs.get("pretrain", base)
     train = pairs.result["train"]
     sizes = {name: sum(rows for _, rows in files) for name, files in train.items()}

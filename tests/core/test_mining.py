@@ -126,8 +126,8 @@ def test_barred_answers_are_those_that_a_double_loop_finds(seed):
         seen |= {reason for reasons in found.values() for reason in reasons.values()}
     assert seen == set(REASONS)
     firsts = [answers.first_named_by(range(start, start + 8)) for start in range(0, 40, 8)]
-    assert [entry for entries in firsts for entry in entries] == list(range(len(answers)))
-    assert all(answers.pair[e] // 8 == n for n, entries in enumerate(firsts) for e in entries)
+    assert [entry for part in firsts for entry in range(part.start, part.stop)] == list(range(len(answers)))
+    assert all((answers.pair[part] // 8 == n).all() for n, part in enumerate(firsts))
 
 
 FOUND = Nearest(

@@ -48,11 +48,16 @@ class Books:
 
 
 def run_step(
-    step: Step, uri: str, books: Books | None = None, said: list[str] | None = None, **inputs: Artifact
+    step: Step,
+    uri: str,
+    books: Books | None = None,
+    said: list[str] | None = None,
+    cluster: ClusterConfig | None = None,
+    **inputs: Artifact,
 ) -> Artifact:
     """The step's result below `uri`, as the runner would keep it: through JSON."""
     assert set(inputs) == set(step.needs)
-    execution = Execution(ClusterConfig(), log_every_steps=10, checkpoint_every_steps=50)
+    execution = Execution(cluster or ClusterConfig(), log_every_steps=10, checkpoint_every_steps=50)
     context = Context(
         step=step.name,
         config=step.config,
