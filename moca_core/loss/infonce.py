@@ -53,15 +53,41 @@ def infonce(
         margin: leaves out, too, columns whose similarity is above the target's by more than this. It decides without gradient.
     A row is won if its target is strictly above every other column; one that the margin leaves out is above it.
     """
-    own = target[:, None]
-    logits = (rows / temperature[:, None]) @ columns.T  # [R, C], the only copy: all else is done in place
-    logits.masked_fill_(left_out.scatter(1, own, False), float("-inf"))
-    with torch.no_grad():
+    ahead = None if margin is None else margin / temperature.detach()[:, None]
+    return Compared(*_Comparison.apply(rows / temperature[:, None], columns, target, left_out, ahead))
+
+
+class _Comparison(torch.autograd.Function):
+    """Logits are by far the largest thing here: there is one matrix of them, and one more in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        target: torch.Tensor,
+        left_out: torch.Tensor,
+        ahead: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        own = target[:, None]
+        logits = rows @ columns.T
         right = logits.gather(1, own)
-        won = (logits >= right).sum(1) == 1
-    if margin is not None:
-        with torch.no_grad():
-            above = logits > right + margin / temperature[:, None]
-        logits.masked_fill_(above, float("-inf"))
-    loss = logits.logsumexp(1) - logits.gather(1, own)[:, 0]
-    return Compared(loss, logits.detach(), won)
+        logits.masked_fill_(left_out, float("-inf")).scatter_(1, own, float("-inf"))
+        won = (logits.amax(1, keepdim=True) < right)[:, 0]
+        if ahead is not None:
+            logits.masked_fill_(logits > right + ahead, float("-inf"))
+        logits.scatter_(1, own, right)
+        total = logits.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(rows, columns, own, logits, total)
+        ctx.mark_non_differentiable(logits, won)
+        return (total - right)[:, 0], logits, won
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor, *_: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        rows, columns, own, logits, total = ctx.saved_tensors
+        shares = (logits - total).exp_()
+        shares.scatter_add_(1, own, torch.full_like(total, -1)).mul_(gradient[:, None])
+        return shares @ columns, shares.T @ rows, None, None, None

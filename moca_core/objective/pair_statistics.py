@@ -31,21 +31,19 @@ def pair_statistics(
     back from the device.
     """
     rows, candidates = compared.logits.shape
-    similarity, own = compared.logits.detach(), target[:, None]
-    negative = (similarity > float("-inf")).scatter_(1, own, False)
-    negatives = negative.sum(1)
-    weight = weight.double()
-    values = torch.stack(
-        [torch.ones_like(weight), compared.won, negatives, candidates - (1 / weight).round() - negatives, temperature],
-        dim=1,
-    )
-    sums = weight.new_zeros(tasks, len(SCALARS)).index_add_(0, source, values * weight[:, None])
+    logits, own, weight = compared.logits.detach(), target[:, None], weight.double()
     right, wrong = weight.new_zeros(2, tasks * BINS)
-    _add(right, similarity.gather(1, own), temperature, weight[:, None], source)
+    _add(right, logits.gather(1, own), temperature, weight[:, None], source)
+    negatives = []
     step = max(1, BLOCK // candidates)
     for block in (slice(start, start + step) for start in range(0, rows, step)):
-        counted = negative[block] * weight[block, None]
-        _add(wrong, similarity[block], temperature[block], counted, source[block])
+        negative = (logits[block] > float("-inf")).scatter_(1, own[block], False)
+        negatives.append(negative.sum(1))
+        _add(wrong, logits[block], temperature[block], negative * weight[block, None], source[block])
+    allowed = torch.cat(negatives)
+    masked = candidates - (1 / weight).round() - allowed  # a query of weight 1/n has n right answers
+    values = torch.stack([torch.ones_like(weight), compared.won, allowed, masked, temperature], dim=1)
+    sums = weight.new_zeros(tasks, len(SCALARS)).index_add_(0, source, values * weight[:, None])
     return torch.cat([sums, right.view(tasks, BINS), wrong.view(tasks, BINS)], dim=1)
 
 
