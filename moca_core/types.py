@@ -135,6 +135,16 @@ class MaskedBatch:
     masked_groups: np.ndarray  # [G] bool
     noise_seeds: np.ndarray  # [S] int64
 
+    @property
+    def rows(self) -> int:
+        """Sequences trained on: none in a blank batch."""
+        return int(np.count_nonzero(self.noise_seeds))
+
+    @property
+    def content(self) -> int:
+        """A number that is the sum over its sequences of what identifies them, wherever they lie."""
+        return int((self.noise_seeds % 2**32).sum())
+
 
 @dataclass
 class PairBatch:

@@ -60,6 +60,17 @@ def mask(row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: flo
     )
 
 
+def blank(spec: BackboneSpec) -> MaskedBatch:
+    """A batch of one token with nothing to restore: for a rank that has no row left while others have."""
+    row = {"input_ids": [spec.mask_token_id], "segment_lengths": [1], "images": [], "grid_thw": []}
+    return MaskedBatch(
+        stream=packed_stream(row, spec),
+        labels=np.array([IGNORED]),
+        masked_groups=np.zeros(0, dtype=bool),
+        noise_seeds=np.zeros(1, dtype=np.int64),
+    )
+
+
 def next_token(row: dict, spec: BackboneSpec) -> MaskedBatch:
     """The unmasked row with every text token as a label: what an ordinary causal model trains on."""
     stream = packed_stream(row, spec, fast=True)

@@ -1,14 +1,15 @@
-"""One training stage on one worker: engine, restore, loop, progress, checkpoints. The stage brings objective and stream."""
+"""One training stage on one worker: the engine, and around the loop what judges, logs, validates and saves."""
 
-import time
-from collections import deque
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from cluster import storage
-from cluster.workers import Worker
+from cluster.workers import ClusterConfig, Worker
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.compiled import compile_layers
@@ -16,122 +17,205 @@ from moca_core.lora import Lora, add_adapters
 from moca_core.parts import freeze
 from moca_core.recompute import set_recompute
 from moca_core.types import MaskedBatch, PairBatch
-from pipelines.training.config import TrainingConfig
-from pipelines.training.loop import Objective, train
+from pipelines.training.backward import BackwardPass, whole_batches
+from pipelines.training.config import StageConfig
+from pipelines.training.guard import Guard
+from pipelines.training.loop import Objective, StepReport, evaluate, train
+from pipelines.training.progress import Explain, Progress
+
+if TYPE_CHECKING:
+    from cluster.engine import Engine, EngineConfig
+    from cluster.tracking import Run
 
 Stream = Iterator[tuple[int, list[MaskedBatch | PairBatch]]]
+NAMED = 20  # documents that an error names of every micro-batch
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage brings: its objective and this rank's streams.
+
+    `open_at(steps)` streams those global steps, `open_validation` what is held out. `describe(step)` names what each
+    of this rank's micro-batches of a step was made of. `explain` turns what the objective observed into numbers.
+    """
+
+    objective: Objective
+    open_at: Callable[[range], Stream]
+    open_validation: Callable[[], Stream]
+    describe: Callable[[int], list[list[str]]]
+    explain: Explain = lambda observed: {}
+    backward_pass: BackwardPass = whole_batches
 
 
 def load_model(job: dict[str, Any], lora: Lora | None = None) -> PreTrainedModel:
     """The model that the stage starts from, with its attention, frozen parts and adapters, and what its layers keep or compile.
 
-    `job` holds model (its folder's URI), config, recompute and compile.
+    `job` holds model (its folder's URI), config and cluster.
     """
-    config = job["config"]
+    config, cluster = job["config"], job["cluster"]
     model = load_backbone(storage.localize(job["model"]))
     set_attention(model, config.attention)
     freeze(model, config.freeze)
     if lora is not None and lora.rank:
         add_adapters(model, lora, config.seed)
-    set_recompute(model, job["recompute"])
-    if job["compile"]:
+    set_recompute(model, cluster.activation_checkpointing)
+    if cluster.compile_layers:
         compile_layers(model)
     return model
 
 
-def run_training(
-    worker: Worker,
-    job: dict[str, Any],
-    config: TrainingConfig,
-    objective: Objective,
-    open_at: Callable[[range], Stream],
-) -> dict[str, Any]:
-    """Trains from the newest checkpoint, or from the start, to the last step; returns {"history": [...]} of logged steps.
+def run_training(worker: Worker, job: dict[str, Any], config: StageConfig, training: Training) -> dict[str, Any]:
+    """Trains from the newest checkpoint, or from the start, to the last step; returns the state of `StageRun`.
 
-    `job` holds what every stage passes: label, zero (fields of ZeroConfig), log_every, checkpoint_every, tracking (uri and run id).
-    `open_at(steps)` gives this rank's stream over those global steps.
+    `job` holds what every stage passes: label, cluster, log_every, checkpoint_every, snapshots (a URI to write them to), tracking (uri
+    and run id).
     """
     from cluster import collectives, tracking
     from cluster.devices import peak_flops_per_s
-    from cluster.engine import EngineConfig, open_engine
 
-    engine = open_engine(
-        objective,
-        EngineConfig(
-            precision=config.precision,
-            **job["zero"],
-            max_grad_norm=config.max_grad_norm,
-            weight_decay=config.weight_decay,
-        ),
-    )
-    state: dict[str, Any] = {"step": 0, "history": []}
+    engine = DeepSpeedEngine(training.objective, engine_config(config, job["cluster"]))
     with worker.restore() as directory:
-        if directory is not None:
-            state = engine.load(directory)
-    run = tracking.attach(*job["tracking"]) if worker.rank == 0 else None
-    progress = Progress(job["label"], config.steps, job["log_every"])
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        if (row := progress.add(step, metrics)) is not None:
-            state["history"].append(row)
-            if run is not None:
-                run.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
-                print(progress.line(row), flush=True)
-
-    def checkpoint(done: int) -> None:
-        state["step"] = done
-        if done % job["checkpoint_every"] == 0 or done == config.steps:
-            if run is not None:
-                run.flush()
-            worker.save(done, lambda folder: engine.save(folder, state))
-
-    if worker.rank == 0 and state["step"]:
-        print(f"{job['label']}: resumed from the checkpoint of step {state['step']}", flush=True)
-    steps = range(state["step"], config.steps)
+        state = engine.load(directory) if directory is not None else None
+    log = tracking.attach(*job["tracking"]) if worker.rank == 0 else None
+    run = StageRun(worker, engine, config, training, job, log, state)
     train(
         engine,
-        objective,
-        open_at(steps),
+        training.objective,
+        training.open_at(range(run.state["step"], config.steps)),
         config,
         sum_over_ranks=collectives.all_reduce_sum,
-        report=report,
-        checkpoint=checkpoint,
+        after_step=run.after_step,
+        backward_pass=training.backward_pass,
+        notice=worker.preempted,
         peak_flops_per_s=peak_flops_per_s(engine.device, config.precision),
     )
-    if run is not None:
-        run.flush()
+    run.flush()
     engine.close()
-    return {"history": state["history"]}
+    return run.state
 
 
-class Progress:
-    """Means of metrics over the last `every` steps, and a line a person can read."""
+def engine_config(config: StageConfig, cluster: ClusterConfig) -> "EngineConfig":
+    from cluster.engine import EngineConfig
 
-    def __init__(self, label: str, steps: int, every: int) -> None:
-        self.label, self.steps, self.every = label, steps, every
-        self.window: deque[dict[str, float]] = deque(maxlen=every)
-        self.started, self.first_step = time.perf_counter(), None
+    return EngineConfig(
+        precision=config.precision,
+        zero_stage=cluster.zero_stage,
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
+    )
 
-    def add(self, step: int, metrics: dict[str, float]) -> dict[str, float] | None:
-        """The row to log at this step: every `every` steps, and at the first and the last."""
-        if self.first_step is None:
-            self.first_step = step
-        self.window.append(metrics)
-        if (step + 1) % self.every and step + 1 != self.steps and step != 0:
-            return None
-        row = {name: sum(m[name] for m in self.window) / len(self.window) for name in metrics}
-        self.window.clear()
-        return {"step": step, **row}
 
-    def line(self, row: dict[str, float]) -> str:
-        done = row["step"] + 1
-        pace_s = (time.perf_counter() - self.started) / (done - self.first_step)
-        hidden = {"step", "tokens", "tokens_per_s", "tflops_per_s", "mfu", "data_wait", "learning_rate", "grad_norm"}
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in hidden)
-        speed = f"MFU {row['mfu']:.0%}" if "mfu" in row else f"{row['tflops_per_s']:.2g} TFLOP/s"
-        filled = round(20 * done / self.steps)
+class StageRun:
+    """What happens after every step, on every rank alike: the verdict, the log, validation, snapshots, checkpoints.
+
+    `state` travels in checkpoints: step (steps done), history (logged rows), validation (its rows), consumed (what was trained on),
+    guard, observed (sums over the last fifth of the steps).
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        engine: "Engine",
+        config: StageConfig,
+        training: Training,
+        job: dict[str, Any],
+        log: "Run | None",
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.worker, self.engine, self.log = worker, engine, log
+        self.config, self.training, self.job = config, training, job
+        if state is not None:
+            self.say(f"resumed from the checkpoint of step {state['step']}")
+        consumed = {"rows": 0, "digest": ""}
+        self.state = state or {"step": 0, "history": [], "validation": [], "consumed": consumed, "observed": {}}
+        self.saved = self.state["step"]
+        self.guard = Guard(config.abort_above, self.state.get("guard"))
+        self.progress = Progress(job["label"], config.steps, job["log_every"], training.explain)
+        self.noticed = False
+
+    def after_step(self, report: StepReport) -> None:
+        if problem := self.guard.judge(report.metrics["total"], report.metrics["grad_norm"]):
+            raise FloatingPointError(self.verdict(report, problem))
+        done = report.step + 1
+        self.account(report)
+        if (row := self.progress.add(report)) is not None:
+            self.state["history"].append(row)
+            self.record(row, report.step)
+            self.say(self.progress.line(row), bare=True)
+        score = self.validate(report.step) if self.config.validates_after(done) else None
+        if done in self.config.snapshots:
+            self.snapshot(done)
+        self.state |= {"step": done, "guard": self.guard.state}
+        rescue = report.notice and not self.noticed
+        self.noticed |= report.notice
+        if done % self.job["checkpoint_every"] == 0 or done == self.config.steps or score is not None or rescue:
+            self.flush()
+            self.worker.save(done, lambda folder: self.engine.save(folder, self.state), score=score)
+            self.saved = done
+
+    def account(self, report: StepReport) -> None:
+        """What was trained on, as a running digest: equal for equal rows in equal steps, on however many ranks, and however often a
+        run was interrupted."""
+        before = self.state["consumed"]
+        digest = hashlib.sha256(f"{before['digest']} {report.step} {report.content}".encode()).hexdigest()
+        self.state["consumed"] = {"rows": before["rows"] + report.rows, "digest": digest}
+        if report.step >= 0.8 * self.config.steps:
+            late = self.state["observed"]
+            for name, value in report.observed.items():
+                late[name] = (value + late[name]).tolist() if name in late else value.tolist()
+
+    def validate(self, step: int) -> float:
+        """The total loss of what is held out."""
+        from cluster import collectives
+
+        stream = self.training.open_validation()
+        losses, observed = evaluate(self.engine, self.training.objective, stream, collectives.all_reduce_sum)
+        row = {f"validation/{name}": value for name, value in (losses | self.training.explain(observed)).items()}
+        self.state["validation"].append({"step": step, **row})
+        self.record(row, step)
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        self.say(f"validation after {step + 1} steps: {parts}")
+        return losses["total"]
+
+    def snapshot(self, done: int) -> None:
+        """Writes the trained weights, whole, beside the checkpoints."""
+        from safetensors.torch import save_file
+
+        from pipelines.training.stage import SNAPSHOT_FILE
+
+        weights = self.engine.weights()
+        if self.worker.rank == 0:
+            with tempfile.TemporaryDirectory(prefix="moca-snapshot-") as folder:
+                save_file(weights, f"{folder}/{SNAPSHOT_FILE}")
+                storage.upload(folder, storage.join(self.job["snapshots"], f"step_{done:08d}"))
+
+    def verdict(self, report: StepReport, problem: str) -> str:
+        """The error that ends the run, the same on all ranks."""
+        from cluster import collectives
+
+        batches = self.training.describe(report.step)
+        bad = [", ".join(batches[number][:NAMED]) for number in report.bad_micro_batches]
+        everything = [", ".join(names[:NAMED]) for names in batches]
+        by_rank = collectives.all_gather_objects((bad, everything))
+        guilty = any(bad for bad, _ in by_rank)
+        named = [f"rank {rank}: {names}" for rank, both in enumerate(by_rank) for names in both[0 if guilty else 1]]
+        parts = {name: report.metrics[name] for name in self.training.objective.weights}
+        good = f"{self.worker.run_uri}, step {self.saved}" if self.saved else "none yet"
         return (
-            f"{self.label} [{'#' * filled}{'.' * (20 - filled)}] {done:>{len(str(self.steps))}}/{self.steps}  {losses}  "
-            f"lr {row['learning_rate']:.1e}  {row['tokens_per_s']:.0f} tok/s  {speed}  data wait {row['data_wait']:.0%}  "
-            f"{(self.steps - done) * pace_s:.0f} s left"
+            f"{self.job['label']}, step {report.step}: {problem}; losses by part {parts}. "
+            + ("Not finite by themselves are " if guilty else "No batch is at fault by itself; the step was made of ")
+            + "; ".join(named)
+            + f". The last good checkpoint: {good}"
         )
+
+    def record(self, row: dict[str, float], step: int) -> None:
+        if self.log is not None:
+            self.log.log_metrics({name: value for name, value in row.items() if name != "step"}, step=step)
+
+    def say(self, line: str, *, bare: bool = False) -> None:
+        if self.worker.rank == 0:
+            print(line if bare else f"{self.job['label']}: {line}", flush=True)
+
+    def flush(self) -> None:
+        if self.log is not None:
+            self.log.flush()

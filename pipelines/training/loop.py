@@ -1,18 +1,27 @@
-"""The one training loop: batches, engine, losses by their parts, checkpoints. It knows no stage and no cluster."""
+"""The one training loop: batches, engine, losses by their parts. It knows no stage and no cluster."""
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from cluster.engine import Engine
 from moca_core.loss import LossTerm
+from pipelines.training.backward import BackwardPass, whole_batches
 from pipelines.training.config import TrainingConfig
+
+Terms = dict[str, LossTerm]
 
 
 class Objective(Protocol):
-    """What is trained: a batch to loss terms, whose counts and FLOPs are known before the forward pass."""
+    """What is trained: a batch to loss terms, whose counts and FLOPs are known before the forward pass.
+
+    Terms that `weights` names are scalars, each divided by its count over the whole step. Others are observations: sums of any
+    shape, which the loop adds up and hands on.
+    """
 
     weights: dict[str, float]
 
@@ -20,7 +29,24 @@ class Objective(Protocol):
 
     def flops(self, batch: Any) -> float: ...
 
-    def __call__(self, batch: Any) -> dict[str, LossTerm]: ...
+    def __call__(self, batch: Any) -> Terms: ...
+
+
+@dataclass
+class StepReport:
+    """What a step gave, over all ranks. `metrics` are for people, `observed` what an objective observed on the way.
+
+    `rows` sequences were trained on, and `content` is a number that they have in whatever order and on whichever ranks.
+    `bad_micro_batches` are those of this rank whose own loss was not finite. `notice` says that some rank is about to be taken away.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    observed: dict[str, np.ndarray]
+    rows: int
+    content: int
+    notice: bool
+    bad_micro_batches: list[int] = field(default_factory=list)
 
 
 def train(
@@ -30,59 +56,94 @@ def train(
     config: TrainingConfig,
     *,
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
-    report: Callable[[int, dict[str, float]], None],
-    checkpoint: Callable[[int], None],
+    after_step: Callable[[StepReport], None],
+    backward_pass: BackwardPass = whole_batches,
+    notice: Callable[[], bool] = lambda: False,
     peak_flops_per_s: float | None = None,
 ) -> None:
-    """Trains over the stream. `report(step, metrics)` and `checkpoint(steps done)` are called after every step.
+    """Trains over the stream; `after_step` judges, logs and saves, on every rank.
 
-    `peak_flops_per_s` of one worker's device gives the metric "mfu", the share of it that the step's FLOPs came to, waiting included.
-
-    Every loss term is divided by its count over all ranks and micro-batches of the step, so that how rows fall on ranks never
-    changes a gradient.
+    `peak_flops_per_s` of one worker's device gives the metric "mfu", the share of it that the step's FLOPs came to, waiting
+    included. `notice` is asked once a step whether this rank is about to be taken away.
     """
-    names = list(objective.weights)
     batches_of = iter(stream)
     clock = time.perf_counter()
     while (item := next(batches_of, None)) is not None:
         step, batches = item
         data_wait_s = time.perf_counter() - clock
-        local = torch.tensor(
-            [[float(objective.counts(batch)[name]) for name in names] for batch in batches], dtype=torch.float64
-        )
-        work = [sum(len(batch.stream.input_ids) for batch in batches), sum(map(objective.flops, batches))]
-        summed = torch.cat([local.sum(0), torch.tensor(work, dtype=torch.float64)]).to(engine.device)
-        *counted, tokens, flops = sum_over_ranks(summed).tolist()
-        counts = dict(zip(names, counted, strict=True))
-        sums = torch.zeros(len(names), dtype=torch.float64, device=engine.device)
-        for number, batch in enumerate(batches, start=1):
-            terms = engine.forward(batch)
-            loss = sum(objective.weights[n] * terms[n].sum / max(1.0, counts[n]) for n in names if objective.weights[n])
-            engine.backward(loss, last=number == len(batches))
-            sums += torch.stack([terms[name].sum.detach().double() for name in names])
+        names = list(objective.weights)
+        before = torch.cat([_counts(objective, batches), _work(objective, batches, notice())])
+        summed = sum_over_ranks(before.to(engine.device)).tolist()
+        counts = dict(zip(names, summed, strict=False))
+        tokens, flops, rows, content, noticed = summed[len(names) :]
+        passed = list(backward_pass(engine, objective, batches, lambda terms: _loss(objective, terms, counts)))
         learning_rate = config.learning_rate_at(step)
         grad_norm = engine.step(learning_rate)
-        means = {
-            name: value / max(1.0, counts[name])
-            for name, value in zip(names, sum_over_ranks(sums).tolist(), strict=True)
-        }
+        sums = [torch.stack([terms[name].sum.detach().double() for name in names]) for terms in passed]
+        means = _means(names, sum_over_ranks(sum(sums)), counts)
         total = sum(weight * means[name] for name, weight in objective.weights.items())
-        if not torch.isfinite(torch.tensor([total, grad_norm])).all():
-            raise FloatingPointError(f"step {step}: loss {total}, gradient norm {grad_norm}; losses by part {means}")
+        observed = _observations(passed, names, sum_over_ranks)
         elapsed = time.perf_counter() - clock
-        report(
-            step,
-            means
-            | {
-                "total": total,
-                "learning_rate": learning_rate,
-                "grad_norm": grad_norm,
-                "tokens": tokens,
-                "tokens_per_s": tokens / elapsed,
-                "tflops_per_s": flops / elapsed / engine.world_size / 1e12,
-                "data_wait": data_wait_s / elapsed,
-            }
-            | ({"mfu": flops / elapsed / engine.world_size / peak_flops_per_s} if peak_flops_per_s else {}),
-        )
-        checkpoint(step + 1)
+        metrics = means | {
+            "total": total,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens": tokens,
+            "tokens_per_s": tokens / elapsed,
+            "tflops_per_s": flops / elapsed / engine.world_size / 1e12,
+            "data_wait": data_wait_s / elapsed,
+        }
+        if peak_flops_per_s:
+            metrics["mfu"] = flops / elapsed / engine.world_size / peak_flops_per_s
+        finite = np.isfinite([total, grad_norm]).all()
+        bad = [] if finite else [number for number, part in enumerate(sums) if not part.isfinite().all()]
+        after_step(StepReport(step, metrics, observed, int(rows), int(content), bool(noticed), bad))
         clock = time.perf_counter()
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine,
+    objective: Objective,
+    stream: Iterable[tuple[int, list[Any]]],
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """(losses, observations) over all of a stream, as `train` takes them over a step. Every rank has as many micro-batches."""
+    names, counts, sums, passed = list(objective.weights), 0, 0, []
+    for _, batches in stream:
+        counts = counts + _counts(objective, batches)
+        for batch in batches:
+            terms = engine.forward(batch)
+            sums = sums + torch.stack([terms[name].sum.detach().double() for name in names])
+            passed.append({name: term for name, term in terms.items() if name not in names})
+    counts = dict(zip(names, sum_over_ranks(counts.to(engine.device)).tolist(), strict=True))
+    means = _means(names, sum_over_ranks(sums), counts)
+    means["total"] = sum(weight * means[name] for name, weight in objective.weights.items())
+    return means, _observations(passed, names, sum_over_ranks)
+
+
+def _counts(objective: Objective, batches: list[Any]) -> torch.Tensor:
+    """[terms] float64, of this rank."""
+    counts = [objective.counts(batch) for batch in batches]
+    return torch.tensor([float(sum(c[name] for c in counts)) for name in objective.weights], dtype=torch.float64)
+
+
+def _work(objective: Objective, batches: list[Any], noticed: bool) -> torch.Tensor:
+    """[tokens, FLOPs, rows, content, notices] float64 of this rank: sums of whole numbers below 2**53 stay exact."""
+    work = [(len(b.stream.input_ids), objective.flops(b), b.rows, b.content) for b in batches]
+    return torch.tensor([*map(sum, zip(*work, strict=True)), float(noticed)], dtype=torch.float64)
+
+
+def _loss(objective: Objective, terms: Terms, counts: dict[str, float]) -> torch.Tensor:
+    """This rank's part of the loss. Every term is divided by its count over all ranks and micro-batches of the step, so that how
+    rows fall on ranks never changes a gradient."""
+    return sum(weight * terms[n].sum / max(1.0, counts[n]) for n, weight in objective.weights.items() if weight)
+
+
+def _means(names: list[str], sums: torch.Tensor, counts: dict[str, float]) -> dict[str, float]:
+    return {name: value / max(1.0, counts[name]) for name, value in zip(names, sums.tolist(), strict=True)}
+
+
+def _observations(passed: list[Terms], names: list[str], sum_over_ranks: Callable) -> dict[str, np.ndarray]:
+    others = [name for name in (passed[0] if passed else {}) if name not in names]
+    return {name: sum_over_ranks(sum(terms[name].sum for terms in passed)).cpu().numpy() for name in others}

@@ -21,14 +21,22 @@ BUCKET_STEPS = 32
 GROUP_ROWS = 64
 
 
+def hold_out(num_rows: int, fraction: float, rows_per_step: int, key: tuple[int | str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows held out for validation), both sorted: whole steps of about `fraction` of the rows, drawn by `key`."""
+    count = round(num_rows * fraction / rows_per_step) * rows_per_step
+    drawn = generator(*key, "validation").permutation(num_rows)
+    return np.sort(drawn[count:]), np.sort(drawn[:count])
+
+
 def row_plan(costs: np.ndarray, rows_per_step: int, steps: range, rank: int, world_size: int, seed: int) -> list[dict]:
     """This rank's addresses for these global steps: [{"step", "epoch", "row"}], its micro-batches one after the other.
 
     `costs` [num_rows] float64 is the work in every row, in any unit. All ranks get about the same work in a step, and in every
     micro-batch of it (under ZeRO-3 they wait for each other at every layer), even with one row a rank: the steps of a bucket
-    trade rows (`_mix`), then the ranks of a step share them (`_deal`). `rows_per_step` is a multiple of `world_size`.
+    trade rows (`_mix`), then the ranks of a step share them (`_deal`). All ranks have equally many micro-batches: where
+    `rows_per_step` is not a multiple of `world_size`, the row of the last is None on ranks that have none left.
     """
-    assert rows_per_step % world_size == 0, f"{rows_per_step} rows a step do not fall evenly on {world_size} ranks"
+    assert rows_per_step >= world_size, f"{rows_per_step} rows a step for {world_size} ranks"
     plan: list[dict] = []
     step = steps.start
     while step < steps.stop:
@@ -38,7 +46,9 @@ def row_plan(costs: np.ndarray, rows_per_step: int, steps: range, rank: int, wor
         while step in bucket and step in steps:
             place = step - bucket.start
             for slot in mine[place]:
-                plan.append({"step": step, "epoch": int(epochs[place, slot]), "row": int(rows[place, slot])})
+                empty = slot >= rows_per_step
+                row = None if empty else int(rows[place, slot])
+                plan.append({"step": step, "epoch": 0 if empty else int(epochs[place, slot]), "row": row})
             step += 1
     return plan
 
@@ -78,12 +88,15 @@ def _mix(bucket: range, rows_per_step: int, costs: np.ndarray, seed: int) -> tup
 def _deal(costs: np.ndarray, world_size: int) -> np.ndarray:
     """Which row of its step every rank reads: [steps, micro-batches, world_size], for `costs` [steps, rows] sorted within steps.
 
-    A micro-batch takes neighbours in cost; the rank with the least work so far gets the most expensive of them.
+    A micro-batch takes neighbours in cost; the rank with the least work so far gets the most expensive of them. Places behind
+    the last row, in the last micro-batch of ranks with the most work, are of no row.
     """
     steps, rows = costs.shape
-    places = np.empty((steps, rows // world_size, world_size), dtype=np.int64)
+    micro_batches = -(-rows // world_size)
+    costs = np.pad(costs, ((0, 0), (0, micro_batches * world_size - rows)))
+    places = np.empty((steps, micro_batches, world_size), dtype=np.int64)
     work = np.zeros((steps, world_size))
-    for slot, first in enumerate(range(0, rows, world_size)):
+    for slot, first in enumerate(range(0, micro_batches * world_size, world_size)):
         ranks = np.argsort(work, axis=1, kind="stable")
         np.put_along_axis(places[:, slot], ranks, np.arange(first, first + world_size)[None], axis=1)
         work += np.take_along_axis(costs, places[:, slot], axis=1)
@@ -121,12 +134,12 @@ def pair_plan(
     With `task_batches` a step draws one source by weight, and all its pairs are of that one; without, every pair draws its own.
     A source gives its pairs in its own order (`_Order`). Steps before the first are drawn again, without addresses.
     """
-    assert batch_size % world_size == 0, f"{batch_size} pairs do not fall evenly on {world_size} ranks"
+    assert batch_size >= world_size, f"{batch_size} pairs a step for {world_size} ranks"
     names = sorted(sizes)
     chances = np.array([weights[name] for name in names])
     draws, chances = generator(seed, "sources"), chances / chances.sum()
     orders = [_Order(sizes[name], (seed, name)) for name in names]
-    mine = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    mine = share_of(batch_size, rank, world_size)
     plan = []
     for step in range(steps.stop):
         drawn = draws.choice(len(names), size=1 if task_batches else batch_size, p=chances)
@@ -138,6 +151,22 @@ def pair_plan(
             pairs = zip(sources[mine].tolist(), rows[mine].tolist(), strict=True)
             plan.append({"step": step, "pairs": [(names[source], row) for source, row in pairs]})
     return plan
+
+
+def validation_plan(held_out: dict[str, np.ndarray], batch_size: int, rank: int, world_size: int) -> list[dict]:
+    """This rank's share of the batches of held-out pairs, every one of one task, as in `pair_plan`."""
+    batches = [
+        [(name, int(row)) for row in rows[first : first + batch_size]]
+        for name, rows in sorted(held_out.items())
+        for first in range(0, len(rows), batch_size)
+    ]
+    mine = share_of(batch_size, rank, world_size)
+    return [{"step": number, "pairs": batch[mine]} for number, batch in enumerate(batches)]
+
+
+def share_of(count: int, rank: int, world_size: int) -> slice:
+    """The contiguous part of `count` items that a rank has; parts differ by one item at most."""
+    return slice(rank * count // world_size, (rank + 1) * count // world_size)
 
 
 class _Order:

@@ -1,8 +1,9 @@
 """What both training stages do around their workers: start them, turn the last checkpoint into a model folder, draw the losses."""
 
 import tempfile
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import storage
 from cluster.workers import Worker, run_tasks, run_workers
@@ -11,7 +12,11 @@ from moca_core.types import Attention
 from pipelines.plots import loss_curves
 from pipelines.runner.step import Context
 
-CHECKPOINTS = "checkpoints"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+SNAPSHOT_FILE = "weights.safetensors"
 
 
 def train_stage(
@@ -20,64 +25,67 @@ def train_stage(
     job: dict[str, Any],
     *,
     start_model: str,
-    micro_batches: int,
     losses: list[str],
     lora: Lora | None = None,
-) -> dict:
+) -> tuple[dict, dict]:
     """Trains on Ray Train workers and writes `model/` below the step's folder. `job` is what the stage's own worker reads.
 
-    Result: {"model", "steps", "attention", "restarts", "first", "last"} with the first and the last logged losses, and "adapter"
-    where the worker trains adapters (`lora`).
+    Returns (result, last state of the run). The result is {"model", "steps", "attention", "restarts", "consumed", "first", "last",
+    "snapshots"} with the first and the last logged losses, "validation" with what is held out, and "adapter" where the worker
+    trains adapters (`lora`).
     """
-    execution = context.execution
+    execution, config = context.execution, context.config
     job = job | {
         "label": context.step,
-        "config": context.config,
+        "config": config,
         "model": start_model,
-        "micro_batches": micro_batches,
-        "zero": execution.cluster.shared(),
-        "recompute": execution.cluster.activation_checkpointing,
-        "compile": execution.cluster.compile_layers,
-        "data_tasks": execution.cluster.data_tasks_per_worker,
+        "cluster": execution.cluster,
         "log_every": execution.log_every_steps,
         "checkpoint_every": execution.checkpoint_every_steps,
+        "snapshots": context.path(SNAPSHOTS),
         "tracking": (context.tracking_uri, context.run.run_id),
     }
     outcome = run_workers(
         worker_main, job, cluster=execution.cluster, storage_uri=context.path(CHECKPOINTS), name=context.fingerprint
     )
     context.say("writing the model")
-    written = (outcome.checkpoint_uri, start_model, context.config.attention, lora, context.uri)
-    (paths,) = run_tasks(write_model, [written], cpus=1, gpus=0)
-    history = outcome.value["history"]
-    draw_losses(context, history, losses)
+    chosen = outcome.best_uri if config.keep == "best" else outcome.checkpoint_uri
+    snapshots = [storage.join(SNAPSHOTS, f"step_{step:08d}") for step in config.snapshots]
+    weights = {context.uri: chosen} | {context.path(folder): context.path(folder) for folder in snapshots}
+    writing = [(source, start_model, config.attention, lora, target) for target, source in weights.items()]
+    paths = run_tasks(write_model, writing, cpus=1, gpus=0)[0]
+    state = outcome.value
+    history, validation = state["history"], state["validation"]
+    draw_losses(context, history, losses, validation)
     storage.delete(context.path(CHECKPOINTS))
     return {
         **paths,
-        "steps": context.config.steps,
-        "attention": context.config.attention,
+        "snapshots": [storage.join(folder, paths["model"]) for folder in snapshots],
+        "steps": config.steps,
+        "attention": config.attention,
         "restarts": outcome.restarts,
+        "consumed": state["consumed"],
         "first": {name: history[0][name] for name in losses},
         "last": {name: history[-1][name] for name in losses},
-    }
+        **({"validation": validation} if validation else {}),
+    }, state
 
 
 def write_model(
-    checkpoint_uri: str, start_model: str, attention: Attention, lora: Lora | None, step_uri: str
+    weights_uri: str, start_model: str, attention: Attention, lora: Lora | None, uri: str
 ) -> dict[Literal["model", "adapter"], str]:
-    """ZeRO shards to a Hugging Face folder: the trained weights and the attention they were trained with, declared in its config.
+    """Trained weights (a checkpoint, or a snapshot) to a Hugging Face folder, with the attention that they were trained with declared.
 
     Everything else is from the folder that training started from. Trained adapters are added to its weights, and written as
-    they are too. Returns the folders below `step_uri`.
+    they are too. Returns the folders below `uri`.
     """
-    from cluster.checkpoint import consolidate
     from moca_core.attention import set_attention
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.folder import copy_processor
     from moca_core.lora import merge_adapters
 
     start = storage.localize(start_model)
-    weights = trained_weights(consolidate(storage.localize(checkpoint_uri)))
+    weights = trained_weights(read_weights(storage.localize(weights_uri)))
     model = load_backbone(start)
     with tempfile.TemporaryDirectory() as folder:
         model_folder, adapter_folder = f"{folder}/model", f"{folder}/adapter"
@@ -89,11 +97,23 @@ def write_model(
         set_attention(model, attention)
         save_backbone(model, model_folder)
         copy_processor(start, model_folder)
-        storage.upload(folder, step_uri)
+        storage.upload(folder, uri)
     return {"model": "model"} | ({"adapter": "adapter"} if lora is not None else {})
 
 
-def draw_losses(context: Context, history: list[dict[str, float]], losses: list[str]) -> None:
+def read_weights(folder: str) -> "dict[str, Tensor]":
+    """What a snapshot or a checkpoint holds of trained weights, fp32, by name."""
+    from safetensors.torch import load_file
+
+    from cluster.checkpoint import consolidate
+
+    snapshot = Path(folder, SNAPSHOT_FILE)
+    return load_file(snapshot) if snapshot.is_file() else consolidate(folder)
+
+
+def draw_losses(
+    context: Context, history: list[dict[str, float]], losses: list[str], validation: Sequence[dict[str, float]] = ()
+) -> None:
     uri = context.path("losses.png")
-    storage.write_atomic(uri, loss_curves(context.step, history, losses))
+    storage.write_atomic(uri, loss_curves(context.step, history, losses, validation))
     context.run.log_artifact(storage.localize(uri))
