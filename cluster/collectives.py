@@ -1,6 +1,8 @@
 """The few collectives that training needs, for torch.distributed or for a single process without it."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,6 +41,28 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(total)
     return total
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """[every rank's value] in rank order: anything that JSON can hold, for errors and decisions rather than for every step."""
+    if not dist.is_initialized():
+        return [value]
+    payload = _on_device(torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8))
+    sizes = _rows_of_ranks(payload)
+    return [json.loads(bytes(part.tolist())) for part in all_gather(payload, sizes).split(sizes)]
+
+
+def max_over_ranks(value: int) -> int:
+    """The largest of all ranks' numbers."""
+    total = _on_device(torch.tensor(value))
+    if dist.is_initialized():
+        dist.all_reduce(total, op=dist.ReduceOp.MAX)
+    return int(total)
+
+
+def _on_device(tensor: Tensor) -> Tensor:
+    """Where the group's backend wants it."""
+    return tensor.cuda() if dist.is_initialized() and dist.get_backend() == "nccl" else tensor
 
 
 def _rows_of_ranks(tensor: Tensor) -> list[int]:

@@ -164,3 +164,13 @@ class PairBatch:
     candidate_group: np.ndarray  # [C] int64
     candidate_query: np.ndarray  # [C] int64
     source: np.ndarray  # [B] int64
+
+    @property
+    def rows(self) -> int:
+        """Pairs trained on."""
+        return self.num_queries
+
+    @property
+    def content(self) -> int:
+        """A number that is the sum over its candidates of what identifies them, on whatever ranks they are."""
+        return int(((self.candidate_group ^ self.candidate_query) % 2**32).sum())

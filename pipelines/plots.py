@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pipelines.mixture import Share
 
 
-def loss_curves(title: str, history: list[dict[str, float]], names: list[str]) -> bytes:
-    """PNG of every named loss over steps, each in a panel of its own."""
+def loss_curves(
+    title: str, history: list[dict[str, float]], names: list[str], validation: Sequence[dict[str, float]] = ()
+) -> bytes:
+    """PNG of every named loss over steps, each in a panel of its own, with that of what is held out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -15,7 +17,13 @@ def loss_curves(title: str, history: list[dict[str, float]], names: list[str]) -
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
-        panel.plot([row["step"] + 1 for row in history], [row[name] for row in history], linewidth=1.5)
+        panel.plot(
+            [row["step"] + 1 for row in history], [row[name] for row in history], linewidth=1.5, label="training"
+        )
+        if validation:
+            held_out = [row[f"validation/{name}"] for row in validation]
+            panel.plot([row["step"] + 1 for row in validation], held_out, "o-", markersize=4, label="held out")
+            panel.legend()
         panel.set(xlabel="step", ylabel=name)
         panel.grid(alpha=0.3)
     figure.suptitle(title)

@@ -61,7 +61,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuses what no single section can see."""
-        workers = self.cluster.num_workers
         if not self.pretrain.steps and "pretrain" in (self.evaluate.models or ()):
             raise ValueError(
                 f"evaluate.models={list(self.evaluate.models)} names pretrain, which pretrain.steps=0 leaves out; drop it there"
@@ -75,11 +74,11 @@ class Recipe:
                     "evaluate.models names average, and there is none; set average.base_share or average.snapshots"
                 )
         for name, value in (
-            ("pretrain.rows_per_step", self.pretrain.rows_per_step if self.pretrain.steps else 0),
+            ("pretrain.rows_per_step", self.pretrain.rows_per_step if self.pretrain.steps else None),
             ("finetune.batch_size", self.finetune.batch_size),
         ):
-            if value % workers:
-                raise ValueError(f"{name}={value} must be a multiple of cluster.num_workers={workers}")
+            if value is not None and value < self.cluster.num_workers:
+                raise ValueError(f"{name}={value} must be at least cluster.num_workers={self.cluster.num_workers}")
         if self.mine.negatives and not 1 <= self.finetune.num_negatives <= self.mine.negatives:
             raise ValueError(
                 f"mine.negatives={self.mine.negatives} with finetune.num_negatives={self.finetune.num_negatives}: fine-tuning draws "

@@ -26,6 +26,7 @@ paper states no hours.
 """
 
 from cluster.workers import ClusterConfig
+from moca_core.objective.contrastive_config import ContrastiveConfig
 from pipelines.recipe import Recipe, TrackingConfig
 from pipelines.sources import Source
 from pipelines.steps.base import BaseConfig
@@ -108,7 +109,7 @@ def recipe() -> Recipe:
             precision="bf16",  # CODE
             batch_size=2048,  # PAPER; see above for what fits
             num_negatives=2,  # PAPER
-            temperature=0.03,  # PAPER
+            loss=ContrastiveConfig(temperature=0.03),  # PAPER
             max_tokens=1280,  # CODE
         ),
         evaluate=EvaluateConfig(max_tokens=1280),

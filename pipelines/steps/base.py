@@ -117,8 +117,9 @@ def bootstrap(
     from moca_core import bootstrap as tiny
     from moca_core.backbone import load_backbone, save_backbone, trained_weights
     from moca_core.objective.pretraining import MaskedModelling
-    from pipelines.training.job import Progress
-    from pipelines.training.loop import train
+    from pipelines.training.guard import Guard
+    from pipelines.training.loop import StepReport, train
+    from pipelines.training.progress import Progress
 
     torch.set_num_threads(min(4, os.cpu_count() or 1))
     documents = sample_documents(cleaned, config.seed)
@@ -134,18 +135,18 @@ def bootstrap(
         )
         engine = TorchEngine(objective, settings, device)
         run, history = tracking_module.attach(*tracking), []
-        progress = Progress("base", config.steps, log_every)
+        progress, guard = Progress("base", config.steps, log_every), Guard(config.abort_above)
 
-        def report(step: int, metrics: dict[str, float]) -> None:
-            if (row := progress.add(step, metrics)) is not None:
+        def after_step(report: StepReport) -> None:
+            if problem := guard.judge(report.metrics["total"], report.metrics["grad_norm"]):
+                raise FloatingPointError(f"base, step {report.step}: {problem}")
+            if (row := progress.add(report)) is not None:
                 history.append(row)
-                run.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+                run.log_metrics({k: v for k, v in row.items() if k != "step"}, step=report.step)
                 print(progress.line(row), flush=True)
 
         stream = causal_stream(documents, folder, spec, config)
-        train(
-            engine, objective, stream, config, sum_over_ranks=lambda x: x, report=report, checkpoint=lambda done: None
-        )
+        train(engine, objective, stream, config, sum_over_ranks=lambda x: x, after_step=after_step)
         run.flush()
         save_backbone(model, folder, trained_weights(objective.state_dict()))
         storage.upload(folder, uri)

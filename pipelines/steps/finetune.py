@@ -2,29 +2,23 @@
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Literal
 
-from cluster import storage
 from cluster.workers import Worker
-from moca_core.data.codec import to_bytes
-from moca_core.data.pairs import collate_pairs
-from moca_core.data.render import Renderer, load_tokenizer
-from moca_core.data.schema import row_to_pair
 from moca_core.lora import Lora
+from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
 from pipelines.runner.step import Context, Step
-from pipelines.tables import read_rows
-from pipelines.training.config import TrainingConfig
-from pipelines.training.plan import locate, pair_plan
+from pipelines.training.config import StageConfig
+from pipelines.training.pair_streams import held_out_pairs, training_over_pairs
 from pipelines.training.stage import train_stage
-from pipelines.training.stream import open_stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig):
-    """`batch_size` queries over all workers share their positives and `num_negatives` hard negatives each (paper, section 3.2).
+class FinetuneConfig(StageConfig):
+    """`batch_size` queries over all workers share their right answers, at most `num_positives` of each, and at most `num_negatives` hard
+    negatives of each (paper, section 3.2); `loss` says how they are compared.
 
     `weights` draws tasks by name; without it tasks are drawn by their number of pairs. `exclude` leaves tasks out: names, or
     patterns such as "wiki*" (`*` also matches slashes). With `task_batches` a batch is of one task, without it every pair is drawn
@@ -36,8 +30,9 @@ class FinetuneConfig(TrainingConfig):
     learning_rate: float = 1e-3
     attention: Attention = "bidirectional"
     batch_size: int = 32
+    num_positives: int = 1
     num_negatives: int = 2
-    temperature: float = 0.03
+    loss: ContrastiveConfig = ContrastiveConfig()
     max_tokens: int = 512
     weights: dict[str, float] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
@@ -57,8 +52,8 @@ class FinetuneConfig(TrainingConfig):
             )
         if self.num_negatives < 0:
             raise ValueError(f"num_negatives={self.num_negatives} must be at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
+        if self.num_positives < 1:
+            raise ValueError(f"num_positives={self.num_positives} must be at least 1")
         if any(weight <= 0 for weight in self.weights.values()):
             raise ValueError(f"weights={self.weights} must be positive; leave a task out to switch it off")
         if both := [name for name in self.weights if self.excludes(name)]:
@@ -78,7 +73,7 @@ def finetune_step(
 ) -> Step:
     """The step that trains on from the model of the step `start`, on the pairs of the step `pairs`."""
     needs = tuple(dict.fromkeys(("base", start, pairs)))
-    return Step(name, run, config, needs, code_version=2, resumable=True)
+    return Step(name, run, config, needs, code_version=3, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -87,11 +82,24 @@ def run(context: Context) -> dict:
     start = context.inputs.get("pretrain", base)
     train = pairs.result["train"]
     sizes = {name: sum(rows for _, rows in files) for name, files in train.items()}
-    weights = task_weights(config, sizes)
+    kept = {name: len(held_out_pairs(name, size, config)[0]) for name, size in sizes.items()}
+    weights = task_weights(config, kept)
+    if config.validation_fraction and kept == sizes:
+        raise ValueError(
+            f"finetune.validation_fraction={config.validation_fraction} of {sizes} pairs is less than half a batch of "
+            f"{config.batch_size} for every task; raise it, or set 0"
+        )
     context.run.log_dataset("pairs", pairs.uri, pairs.uri.rsplit("/", 1)[-1], "finetune")
+    config.loss.task_temperatures(sorted(weights))
+    config.loss.widths(BackboneSpec.from_dict(base.result["spec"]).text_hidden)
     kind = "each of one of" if config.task_batches else "each over"
-    context.say(f"{config.steps} batches of {config.batch_size}, {kind} {len(weights)} tasks")
-    return train_stage(
+    share = config.batch_size / context.execution.cluster.num_workers
+    most = config.batch_size * (config.num_positives + config.num_negatives) - 1
+    context.say(
+        f"{config.steps} batches of {config.batch_size} queries ({share:g} on every worker), {kind} {len(weights)} tasks; at most {most} "
+        "negatives for a query"
+    )
+    result, _ = train_stage(
         context,
         worker_main,
         {
@@ -103,10 +111,10 @@ def run(context: Context) -> dict:
             "rows_per_group": pairs.result["rows_per_group"],
         },
         start_model=start.path(start.result["model"]),
-        micro_batches=1,
         losses=["contrastive", "accuracy"],
         lora=config.lora if config.lora.rank else None,
     )
+    return result
 
 
 def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, float]:
@@ -137,50 +145,11 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
     """One training worker: the model with its attention, its objective over all ranks, and this rank's stream of pairs."""
     from cluster import collectives
     from moca_core.objective.contrastive import Contrastive, Gather
-    from moca_core.objective.contrastive_config import ContrastiveConfig
     from pipelines.training.job import load_model, run_training
 
     config: FinetuneConfig = job["config"]
     spec = BackboneSpec.from_dict(job["spec"])
     model = load_model(job, config.lora)
     gather = Gather(worker.rank, collectives.all_gather_with_grad, collectives.all_gather)
-    loss = ContrastiveConfig(temperature=config.temperature)
-    objective = Contrastive(model, spec, loss, tasks=sorted(job["rows_per_file"]), gather=gather)
-
-    def open_at(steps: range):
-        sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
-        plan = pair_plan(
-            sizes,
-            job["weights"],
-            config.batch_size,
-            steps,
-            worker.rank,
-            worker.world_size,
-            config.seed,
-            task_batches=config.task_batches,
-        )
-        fetch = {name: job[name] for name in ("tokenizer", "files", "rows_per_file", "rows_per_group")}
-        return open_stream(plan, partial(make_batch, config=config, spec=spec, **fetch), tasks=job["data_tasks"])
-
-    return run_training(worker, job, config, objective, open_at)
-
-
-def make_batch(
-    address: dict,
-    *,
-    config: FinetuneConfig,
-    spec: BackboneSpec,
-    tokenizer: str,
-    files: dict[str, list[str]],
-    rows_per_file: dict[str, list[int]],
-    rows_per_group: int,
-) -> bytes:
-    """This rank's share of a contrastive batch: in the data workers, ahead of training."""
-    renderer = Renderer(load_tokenizer(storage.localize(tokenizer)), spec, config.max_tokens)
-    pairs = []
-    for source, place in address["pairs"]:
-        file, row = locate(place, rows_per_file[source])
-        pairs += map(row_to_pair, read_rows(files[source][file], [row], rows_per_group))
-    key = (config.seed, address["step"])
-    batch = collate_pairs(pairs, renderer, num_negatives=config.num_negatives, sources=sorted(files), key=key)
-    return to_bytes(batch)
+    objective = Contrastive(model, spec, config.loss, tasks=sorted(job["rows_per_file"]), gather=gather)
+    return run_training(worker, job, config, training_over_pairs(worker, job, spec, objective))

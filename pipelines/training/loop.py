@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,7 +77,7 @@ def train(
         summed = sum_over_ranks(before.to(engine.device)).tolist()
         counts = dict(zip(names, summed, strict=False))
         tokens, flops, rows, content, noticed = summed[len(names) :]
-        passed = list(backward_pass(engine, objective, batches, lambda terms: _loss(objective, terms, counts)))
+        passed = list(backward_pass(engine, objective, batches, partial(_loss, objective.weights, counts)))
         learning_rate = config.learning_rate_at(step)
         grad_norm = engine.step(learning_rate)
         sums = [torch.stack([terms[name].sum.detach().double() for name in names]) for terms in passed]
@@ -134,10 +135,10 @@ def _work(objective: Objective, batches: list[Any], noticed: bool) -> torch.Tens
     return torch.tensor([*map(sum, zip(*work, strict=True)), float(noticed)], dtype=torch.float64)
 
 
-def _loss(objective: Objective, terms: Terms, counts: dict[str, float]) -> torch.Tensor:
+def _loss(weights: dict[str, float], counts: dict[str, float], terms: Terms) -> torch.Tensor:
     """This rank's part of the loss. Every term is divided by its count over all ranks and micro-batches of the step, so that how
     rows fall on ranks never changes a gradient."""
-    return sum(weight * terms[n].sum / max(1.0, counts[n]) for n, weight in objective.weights.items() if weight)
+    return sum(weight * terms[n].sum / max(1.0, counts[n]) for n, weight in weights.items() if weight)
 
 
 def _means(names: list[str], sums: torch.Tensor, counts: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,9 @@ BUCKET_STEPS = 32
 GROUP_ROWS = 64
 
 
-def hold_out(num_rows: int, fraction: float, rows_per_step: int, key: tuple[int | str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    num_rows: int, fraction: float, rows_per_step: int, key: tuple[int | str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows to train on, rows held out for validation), both sorted: whole steps of about `fraction` of the rows, drawn by `key`."""
     count = round(num_rows * fraction / rows_per_step) * rows_per_step
     drawn = generator(*key, "validation").permutation(num_rows)

@@ -146,7 +146,7 @@ def test_the_papers_numbers(name: str, ratio_text: float, ratio_image: float) ->
     assert (pretrain.mlm_ratio, pretrain.mae_ratio, pretrain.mae_weight) == (ratio_text, ratio_image, 0.5)
     assert (pretrain.learning_rate, pretrain.steps, recipe.pack.max_tokens) == (2e-6, 3311, 2048)
     assert (finetune.learning_rate, finetune.batch_size, finetune.num_negatives) == (1e-5, 2048, 2)
-    assert math.isclose(finetune.temperature, 0.03)
+    assert math.isclose(finetune.loss.temperature, 0.03)
     assert (recipe.base.min_image_px, recipe.base.max_image_px) == (256 * 784, 1024 * 784)
     assert recipe.base.on_hub() and name[-2:].upper() in recipe.base.model
 

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from pipelines.training.plan import locate, pair_plan, row_plan
+from pipelines.training.plan import hold_out, locate, pair_plan, row_plan, validation_plan
 
 
 def bimodal(count: int, seed: int = 0) -> np.ndarray:
@@ -122,6 +122,42 @@ def test_a_plan_far_into_training_is_made_at_once(monkeypatch):
     assert len(made) <= 4  # one or two permutations, one or two deals
 
 
+@pytest.mark.parametrize(("rows_per_step", "world"), [(8, 3), (5, 4), (7, 7), (64, 24)])
+def test_rows_that_do_not_fall_evenly_leave_ranks_idle_in_the_last_micro_batch_alone(rows_per_step, world):
+    costs = bimodal(1000)
+    plans = [row_plan(costs, rows_per_step, range(40), rank, world, 3) for rank in range(world)]
+    micro_batches = -(-rows_per_step // world)
+    assert all(len(plan) == 40 * micro_batches for plan in plans)
+    for step in range(40):
+        mine = [[(a["epoch"], a["row"]) for a in plan if a["step"] == step] for plan in plans]
+        assert all(row is not None for rows in mine for _, row in rows[:-1])
+        assert sum(row is None for rows in mine for _, row in rows) == micro_batches * world - rows_per_step
+        everything = sorted(address for rows in mine for address in rows if address[1] is not None)
+        assert everything == contents(costs, rows_per_step, range(step, step + 1))[0], "as on one rank"
+        work = [sum(costs[row] for _, row in rows if row is not None) for rows in mine]
+        assert rows_per_step % world == 0 or min(work) > 0
+
+
+@pytest.mark.parametrize("num_rows", [0, 3, 40, 1003])
+def test_held_out_rows_are_whole_steps_and_never_trained_on(num_rows):
+    kept, held_out = hold_out(num_rows, 0.1, 4, (7,))
+    assert sorted([*kept, *held_out]) == list(range(num_rows)) and (np.diff(kept) > 0).all()
+    assert len(held_out) % 4 == 0 and abs(len(held_out) - 0.1 * num_rows) <= 2
+    assert len(hold_out(num_rows, 0, 4, (7,))[1]) == 0
+    if num_rows == 1003:
+        assert held_out.tolist() != hold_out(num_rows, 0.1, 4, (8,))[1].tolist()
+
+
+def test_validation_batches_are_of_one_task_and_hold_every_pair_once_on_any_ranks():
+    held_out = {"b": np.array([4, 9, 11]), "a": np.array([1, 2, 3, 5, 8, 13])}
+    whole = [address["pairs"] for address in validation_plan(held_out, 3, 0, 1)]
+    assert whole == [[("a", 1), ("a", 2), ("a", 3)], [("a", 5), ("a", 8), ("a", 13)], [("b", 4), ("b", 9), ("b", 11)]]
+    for world in (2, 3):
+        ranks = [validation_plan(held_out, 3, rank, world) for rank in range(world)]
+        shares = zip(*([address["pairs"] for address in plan] for plan in ranks), strict=True)
+        assert [[*chain(*parts)] for parts in shares] == whole and all(a["pairs"] for plan in ranks for a in plan)
+
+
 SIZES = {"a": 10, "b": 100}
 MODES = pytest.mark.parametrize("task_batches", [True, False])
 
@@ -179,7 +215,7 @@ def test_a_task_smaller_than_its_share_repeats_its_pairs_about_equally_often():
 def test_pair_batches_do_not_depend_on_the_number_of_ranks_or_the_start(task_batches):
     """Ranks take contiguous shares."""
     whole = pairs(range(60), batch_size=8, task_batches=task_batches)
-    for world in (2, 4, 8):
+    for world in (2, 3, 4, 5, 8):
         ranks = [pairs(range(60), rank, world, batch_size=8, task_batches=task_batches) for rank in range(world)]
         assert [[*chain(*shares)] for shares in zip(*ranks, strict=True)] == whole
     for start in (1, 7, 30, 59):
