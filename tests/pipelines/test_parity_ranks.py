@@ -108,8 +108,7 @@ def one_step(engine, given):
         [(0, given)],
         TrainingConfig(steps=1, learning_rate=1.0, decay="none", warmup_fraction=0, max_grad_norm=0),
         sum_over_ranks=collectives.all_reduce_sum,
-        report=lambda step, metrics: reports.append(metrics),
-        checkpoint=lambda done: None,
+        after_step=lambda report: reports.append(report.metrics),
     )
     return reports[0]
 

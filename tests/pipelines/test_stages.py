@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import storage
+from cluster.workers import ClusterConfig
 from moca_core.attention import attention_of
 from moca_core.data.codec import from_bytes
 from moca_core.data.pairs import collate_pairs
@@ -17,6 +18,7 @@ from moca_core.types import Pair, Segment
 from pipelines.runner.record import Artifact
 from pipelines.steps import finetune, pretrain
 from pipelines.tables import table_writer
+from pipelines.training.pair_streams import make_batch
 from pipelines.training.stage import write_model
 from tests.pipelines.conftest import words
 
@@ -34,7 +36,7 @@ def test_a_stage_trains_and_writes_a_model_of_its_attention(
     """Whatever the folder that it starts from declares: here nothing."""
     worker_main, config = STAGES[stage]
     monkeypatch.setattr(
-        "pipelines.training.job.run_training", lambda worker, job, config, objective, open_at: objective
+        "pipelines.training.job.run_training", lambda worker, job, config, training: training.objective
     )
     monkeypatch.setattr(
         "pipelines.steps.pretrain.read_table", lambda uri: {"cost_flops": SimpleNamespace(to_numpy=list)}
@@ -43,10 +45,15 @@ def test_a_stage_trains_and_writes_a_model_of_its_attention(
         "config": config(attention=attention),
         "spec": base.result["spec"],
         "model": base.uri,
-        "recompute": "none",
-        "compile": False,
+        "cluster": ClusterConfig(),
+        "index": "",
+        "files": [],
+        "rows_per_group": 1,
+        "tokenizer": "",
+        "weights": {},
     }
-    objective = worker_main(SimpleNamespace(rank=0, world_size=1), job | {"index": "", "rows_per_file": []})
+    rows = {"rows_per_file": [] if stage == "pretrain" else {}}
+    objective = worker_main(SimpleNamespace(rank=0, world_size=1), job | rows)
     assert attention_of(objective.encoder.backbone) == attention
 
     monkeypatch.setattr("cluster.checkpoint.consolidate", lambda folder: objective.state_dict())
@@ -74,7 +81,7 @@ def test_a_batch_is_read_from_the_places_of_its_pairs_in_their_order(base: Artif
     spec = BackboneSpec.from_dict(base.result["spec"])
     tokenizer = base.path(base.result["tokenizer"])
     batch = from_bytes(
-        finetune.make_batch(
+        make_batch(
             {"step": 7, "pairs": order},
             config=config,
             spec=spec,
