@@ -39,6 +39,7 @@ from pipelines.runner.step import Context, Execution
 from pipelines.sources import Source
 from pipelines.steps import clean, corpus, pack, pairs, pretrain
 from pipelines.tables import read_table
+from pipelines.training import row_streams
 from pipelines.training.plan import row_plan
 from pipelines.training.stream import open_stream
 
@@ -188,7 +189,7 @@ def read_stream(packed: Artifact, spec: BackboneSpec) -> int:
     rows_per_step = 1
     plan = row_plan(costs, rows_per_step, range(len(costs)), 0, 1, seed=0)
     make = partial(
-        pretrain.make_batch,
+        row_streams.make_batch,
         config=replace(pretrain.PretrainConfig(), rows_per_step=rows_per_step),
         spec=spec,
         files=[packed.path(file) for file, _ in files],

@@ -38,8 +38,9 @@ from moca_core.data.schema import PACKED
 from moca_core.sources.builtin import documents as builtin
 from moca_core.spec import BackboneSpec, read_spec
 from moca_core.types import Content, Segment
-from pipelines.steps.pretrain import PretrainConfig, make_batch
+from pipelines.steps.pretrain import PretrainConfig
 from pipelines.tables import table_writer
+from pipelines.training.row_streams import make_batch
 
 MIN_IMAGE_PX, MAX_IMAGE_PX = 256 * 784, 1024 * 784
 PACK_TOKENS = 4096

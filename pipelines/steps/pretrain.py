@@ -1,26 +1,16 @@
 """pretrain: modality-aware continual pre-training. Attention becomes bidirectional; masked text and masked patches are restored."""
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from cluster.workers import Worker
-from moca_core.data.codec import to_bytes
-from moca_core.data.masking import blank, mask
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
 from pipelines.runner.step import Context, Step
-from pipelines.tables import read_rows, read_table
 from pipelines.training.config import StageConfig
-from pipelines.training.plan import hold_out, locate, row_plan
+from pipelines.training.plan import hold_out
+from pipelines.training.row_streams import training_over_rows
 from pipelines.training.stage import train_stage
-from pipelines.training.stream import open_stream
-
-if TYPE_CHECKING:
-    from pipelines.training.job import Stream, Training
-    from pipelines.training.loop import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,56 +112,3 @@ def worker_main(worker: Worker, job: dict[str, Any]) -> dict:
         decoder_layers=config.decoder_layers,
     )
     return run_training(worker, job, config, training_over_rows(worker, job, spec, objective))
-
-
-def training_over_rows(worker: Worker, job: dict[str, Any], spec: BackboneSpec, objective: "Objective") -> "Training":
-    """This rank's streams of packed rows: those to train on, and those held out."""
-    from pipelines.training.job import Training
-
-    config: PretrainConfig = job["config"]
-    costs = read_table(job["index"])["cost_flops"].to_numpy()
-    assert len(costs) == sum(job["rows_per_file"]), f"{len(costs)} rows in the index, {job['rows_per_file']} in files"
-    kept, held_out = hold_out(len(costs), config.validation_fraction, config.rows_per_step, (config.seed,))
-    fetch = {name: job[name] for name in ("files", "rows_per_file", "rows_per_group")}
-    make = partial(make_batch, config=config, spec=spec, **fetch)
-
-    def addresses(rows: np.ndarray, steps: range) -> list[dict]:
-        plan = row_plan(costs[rows], config.rows_per_step, steps, worker.rank, worker.world_size, config.seed)
-        return [a | {"row": None if a["row"] is None else int(rows[a["row"]])} for a in plan]
-
-    def stream(rows: np.ndarray, steps: range) -> "Stream":
-        return open_stream(addresses(rows, steps), make, tasks=job["cluster"].data_tasks_per_worker)
-
-    return Training(
-        objective,
-        open_at=partial(stream, kept),
-        open_validation=partial(stream, held_out, range(len(held_out) // config.rows_per_step)),
-        describe=lambda step: [piece_ids(a, **fetch) for a in addresses(kept, range(step, step + 1))],
-    )
-
-
-def make_batch(
-    address: dict,
-    *,
-    config: PretrainConfig,
-    spec: BackboneSpec,
-    files: list[str],
-    rows_per_file: list[int],
-    rows_per_group: int,
-) -> bytes:
-    """The masked micro-batch at an address: in the data workers, ahead of training."""
-    if address["row"] is None:
-        return to_bytes(blank(spec))
-    file, row = locate(address["row"], rows_per_file)
-    (packed,) = read_rows(files[file], [row], rows_per_group)
-    epoch = address["epoch"]
-    ratios = {"mlm_ratio": config.mlm_ratio, "mae_ratio": config.mae_ratio}
-    return to_bytes(mask(packed, spec, seed=config.seed, epoch=epoch, **ratios))
-
-
-def piece_ids(address: dict, *, files: list[str], rows_per_file: list[int], rows_per_group: int) -> list[str]:
-    """What the row at an address is made of: documents by their id, and which piece of them."""
-    if address["row"] is None:
-        return []
-    file, row = locate(address["row"], rows_per_file)
-    return read_rows(files[file], [row], rows_per_group)[0]["piece_ids"]

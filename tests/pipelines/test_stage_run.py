@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from cluster.engine import EngineConfig
 from cluster.torch_engine import TorchEngine
+from pipelines.training.after_step import StageRun
 from pipelines.training.config import StageConfig
-from pipelines.training.job import StageRun, Training
+from pipelines.training.job import Training
 from pipelines.training.loop import train
 from tests.pipelines.test_loop import Square, batch
 

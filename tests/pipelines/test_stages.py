@@ -35,11 +35,9 @@ def test_a_stage_trains_and_writes_a_model_of_its_attention(
 ) -> None:
     """Whatever the folder that it starts from declares: here nothing."""
     worker_main, config = STAGES[stage]
+    monkeypatch.setattr("pipelines.training.job.run_training", lambda worker, job, config, training: training.objective)
     monkeypatch.setattr(
-        "pipelines.training.job.run_training", lambda worker, job, config, training: training.objective
-    )
-    monkeypatch.setattr(
-        "pipelines.steps.pretrain.read_table", lambda uri: {"cost_flops": SimpleNamespace(to_numpy=list)}
+        "pipelines.training.row_streams.read_table", lambda uri: {"cost_flops": SimpleNamespace(to_numpy=list)}
     )
     job = {
         "config": config(attention=attention),

@@ -20,9 +20,10 @@ from moca_core.data.validate import valid_documents
 from moca_core.spec import BackboneSpec
 from moca_core.types import Document, MaskedBatch, Segment
 from pipelines.runner.record import Artifact
-from pipelines.steps.pretrain import PretrainConfig, make_batch
+from pipelines.steps.pretrain import PretrainConfig
 from pipelines.tables import table_writer
 from pipelines.training.plan import row_plan
+from pipelines.training.row_streams import make_batch
 from pipelines.training.stream import open_stream
 from tests.pipelines.conftest import png, words
 
