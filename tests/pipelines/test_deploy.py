@@ -156,9 +156,9 @@ def test_the_papers_recipes_run_on_nodes_of_eight_gpus(workers: int) -> None:
     assert load_recipe("moca_3b", [f"cluster.num_workers={workers}"]).cluster.num_workers == workers
 
 
-def test_a_worker_count_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rows_per_step=64 .*num_workers=24"):
-        load_recipe("moca_3b", ["cluster.num_workers=24"])
+def test_more_workers_than_rows_of_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows_per_step=64 .*num_workers=96"):
+        load_recipe("moca_3b", ["cluster.num_workers=96"])
 
 
 def test_a_placeholder_for_a_bucket_is_an_error_before_anything_runs(
