@@ -27,7 +27,8 @@ class ClusterConfig(ZeroConfig):
     cpus_per_worker may be a fraction: on a small machine the data stages need what is left. data_tasks_per_worker:
     tasks that prepare batches ahead of each worker, at the same time. activation_checkpointing: what layers keep for the backward
     pass, "none" of it computed again, "selective" (what is cheap) or "full". compile_layers: by torch.compile, minutes at the start
-    for a faster step on GPUs. max_failures: how often
+    for a faster step on GPUs. tokens_per_forward: of a contrastive batch, how many of a worker's tokens hold activations at a time,
+    by GradCache, for the price of a second forward pass; 0: all of them. max_failures: how often
     the group is started again before the run fails. min_workers: where machines come and go, the group starts again with as many
     workers as there is room for, from min_workers to num_workers; None: always num_workers. checkpoint_keep: so many of the newest
     checkpoints are kept, and the best. object_store_mb: Ray's shared memory when it runs inside this
@@ -41,6 +42,7 @@ class ClusterConfig(ZeroConfig):
     data_tasks_per_worker: int = 2
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile_layers: bool = False
+    tokens_per_forward: int = 0
     max_failures: int = 3
     object_store_mb: int = 384
     checkpoint_keep: int = 2
@@ -53,6 +55,7 @@ class ClusterConfig(ZeroConfig):
             "data_tasks_per_worker": 1,
             "checkpoint_keep": 1,
             "max_failures": 0,
+            "tokens_per_forward": 0,
             "gpus_per_worker": 0,
         }
         for name, least in least_of.items():

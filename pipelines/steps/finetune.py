@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from cluster import storage
 from cluster.workers import Worker
 from moca_core.lora import Lora
 from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
+from pipelines.plots import similarity_histograms
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import StageConfig
 from pipelines.training.pair_streams import held_out_pairs, training_over_pairs
@@ -99,7 +101,7 @@ def run(context: Context) -> dict:
         f"{config.steps} batches of {config.batch_size} queries ({share:g} on every worker), {kind} {len(weights)} tasks; at most {most} "
         "negatives for a query"
     )
-    result, _ = train_stage(
+    result, state = train_stage(
         context,
         worker_main,
         {
@@ -114,7 +116,19 @@ def run(context: Context) -> dict:
         losses=["contrastive", "accuracy"],
         lora=config.lora if config.lora.rank else None,
     )
+    draw_similarities(context, state["observed"]["pairs"], sorted(weights))
     return result
+
+
+def draw_similarities(context: Context, sums: list[list[float]], tasks: list[str]) -> None:
+    """How similar queries were to right answers and to negatives at the end of training."""
+    import torch
+
+    from moca_core.objective.pair_statistics import histograms
+
+    uri = context.path("similarities.png")
+    storage.write_atomic(uri, similarity_histograms(histograms(torch.tensor(sums), tasks)))
+    context.run.log_artifact(storage.localize(uri))
 
 
 def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, float]:

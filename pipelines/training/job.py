@@ -68,8 +68,9 @@ def run_training(worker: Worker, job: dict[str, Any], config: StageConfig, train
     """
     from cluster import collectives, tracking
     from cluster.devices import peak_flops_per_s
+    from cluster.engine import open_engine
 
-    engine = DeepSpeedEngine(training.objective, engine_config(config, job["cluster"]))
+    engine = open_engine(training.objective, engine_config(config, job["cluster"]))
     with worker.restore() as directory:
         state = engine.load(directory) if directory is not None else None
     log = tracking.attach(*job["tracking"]) if worker.rank == 0 else None
@@ -95,7 +96,7 @@ def engine_config(config: StageConfig, cluster: ClusterConfig) -> "EngineConfig"
 
     return EngineConfig(
         precision=config.precision,
-        zero_stage=cluster.zero_stage,
+        **cluster.shared(),
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
     )

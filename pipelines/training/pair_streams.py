@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 def training_over_pairs(worker: Worker, job: dict[str, Any], spec: BackboneSpec, objective: "Objective") -> "Training":
     """This rank's streams of pairs: those to train on, drawn by weight, and those held out, task by task."""
+    import torch
+
+    from cluster import collectives
+    from moca_core.objective import pair_statistics
+    from pipelines.training.backward import InChunks, whole_batches
     from pipelines.training.job import Training
 
-    config: FinetuneConfig = job["config"]
+    config, cluster = job["config"], job["cluster"]
     sizes = {name: sum(rows) for name, rows in job["rows_per_file"].items()}
     split = {name: held_out_pairs(name, size, config) for name, size in sizes.items()}
     kept, held_out = ({name: rows[side] for name, rows in split.items()} for side in (0, 1))
@@ -47,13 +52,17 @@ def training_over_pairs(worker: Worker, job: dict[str, Any], spec: BackboneSpec,
         return [a | {"pairs": [(name, int(kept[name][row])) for name, row in a["pairs"]]} for a in plan]
 
     def stream(plan: list[dict]) -> "Stream":
-        return open_stream(plan, make, tasks=job["cluster"].data_tasks_per_worker)
+        return open_stream(plan, make, tasks=cluster.data_tasks_per_worker)
 
     return Training(
         objective,
         open_at=lambda steps: stream(addresses(steps)),
         open_validation=lambda: stream(validation_plan(held_out, config.batch_size, worker.rank, worker.world_size)),
         describe=lambda step: [wheres(address, **fetch) for address in addresses(range(step, step + 1))],
+        explain=lambda observed: pair_statistics.read(torch.from_numpy(observed["pairs"]), sorted(sizes)),
+        backward_pass=InChunks(cluster.tokens_per_forward, collectives.max_over_ranks)
+        if cluster.tokens_per_forward
+        else whole_batches,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster import collectives
-from cluster.engine import EngineConfig
+from cluster.engine import EngineConfig, open_engine
 from cluster.torch_engine import TorchEngine
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
@@ -21,6 +21,7 @@ from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.objective.pretraining import MaskedModelling
 from moca_core.recompute import set_recompute
 from moca_core.spec import read_spec
+from pipelines.training.backward import InChunks, whole_batches
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train
 from tests.ranks import on_ranks
@@ -45,15 +46,17 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """`layout`: of LAYOUTS, or "pairs" for contrastive fine-tuning."""
+    """`layout`: of LAYOUTS, or "pairs" for contrastive fine-tuning, with GradCache for parts of at most so many `tokens`."""
 
     family: str
     stage: int
     layout: str = "mixed"
     recompute: str = "none"
+    tokens: int = 0
+    exchange: str = "step"
 
     def __str__(self):
-        return f"{self.family}-stage{self.stage}-{self.layout}-{self.recompute}"
+        return "-".join(map(str, (self.family, self.stage, self.layout, self.recompute, self.tokens, self.exchange)))
 
 
 QUICK = [
@@ -62,13 +65,27 @@ QUICK = [
     *(Case(family, 3) for family in ("qwen2_vl", "qwen2_5_vl")),
     *(Case("qwen3_vl", 3, layout) for layout in ("text", "bare", "pairs")),
     Case("qwen3_vl", 3, recompute="selective"),
+    Case("qwen2_5_vl", 0),
+    Case("qwen2_5_vl", 2, exchange="micro_batch"),
+    *(Case("qwen2_5_vl", stage, "pairs", tokens=30) for stage in (0, 1, 2, 3)),
+    Case("qwen2_5_vl", 2, "pairs", tokens=1, exchange="micro_batch"),
+]
+STAGES = (0, 1, 2, 3)
+CHUNKS = [Case("qwen2_5_vl", stage, "pairs", tokens=tokens) for stage in STAGES for tokens in (1, 20, 40, 80, 10_000)]
+BY_MICRO_BATCH = [
+    Case("qwen3_vl", stage, layout, tokens=tokens, exchange="micro_batch")
+    for stage in (2, 3)
+    for layout, tokens in (("mixed", 0), ("pairs", 0), ("pairs", 30))
 ]
 SLOW = {
-    1: [Case(family, stage, layout) for family in FAMILIES for stage in (1, 2, 3) for layout in ("in_two", "pairs")],
-    2: [
-        Case(f, stage, layout) for f in FAMILIES for stage in (1, 2, 3) for layout in ("mixed", "text", "bare", "pairs")
-    ],
-    4: [Case(family, stage, layout) for family in FAMILIES for stage in (1, 2, 3) for layout in ("on_four", "pairs")],
+    1: [Case(family, stage, layout) for family in FAMILIES for stage in STAGES for layout in ("in_two", "pairs")]
+    + CHUNKS,
+    2: [Case(f, stage, layout) for f in FAMILIES for stage in STAGES for layout in ("mixed", "text", "bare", "pairs")]
+    + CHUNKS
+    + BY_MICRO_BATCH,
+    3: [Case(family, stage, "pairs") for family in FAMILIES for stage in STAGES] + CHUNKS,  # 1, 1 and 2 queries
+    4: [Case(family, stage, layout) for family in FAMILIES for stage in STAGES for layout in ("on_four", "pairs")]
+    + CHUNKS,
 }
 
 
@@ -99,7 +116,7 @@ def weights(module):
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
-def one_step(engine, given):
+def one_step(engine, given, tokens=0):
     """What the loop reports of its only step."""
     reports = []
     train(
@@ -109,6 +126,7 @@ def one_step(engine, given):
         TrainingConfig(steps=1, learning_rate=1.0, decay="none", warmup_fraction=0, max_grad_norm=0),
         sum_over_ranks=collectives.all_reduce_sum,
         after_step=lambda report: reports.append(report.metrics),
+        backward_pass=InChunks(tokens, collectives.max_over_ranks) if tokens else whole_batches,
     )
     return reports[0]
 
@@ -118,8 +136,8 @@ def found_of(before, after, **more):
     return SimpleNamespace(before=before, gradients={name: u / (1 - u.abs()) for name, u in moved.items()}, **more)
 
 
-def settings(stage=1):
-    return EngineConfig(zero_stage=stage, eps=1.0)
+def settings(stage=1, exchange="step"):
+    return EngineConfig(zero_stage=stage, gradient_exchange=exchange, eps=1.0)
 
 
 def under_zero(root, cases):
@@ -140,11 +158,11 @@ def step_under_zero(folder, case):
     module, given = objective(folder, case.layout, case.recompute), batches(folder, case.layout)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deepspeed_engine, "zero_config", taken_apart)
-        engine = deepspeed_engine.DeepSpeedEngine(module, settings(case.stage))
+        engine = open_engine(module, settings(case.stage, case.exchange))
     held = sum(parameter.numel() for parameter in module.parameters())
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
         before = weights(module)
-    reported = one_step(engine, given)
+    reported = one_step(engine, given, case.tokens)
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
         after = weights(module)
     engine.close()
