@@ -69,7 +69,7 @@ def mining_steps(recipe: Recipe, start: Literal["base", "pretrain"]) -> list[Ste
     mine = replace(recipe.mine, max_tokens=recipe.mine.max_tokens or recipe.finetune.max_tokens)
     if not mine.warmup_steps:
         return [mine_step(mine, start)]
-    short = replace(recipe.finetune, steps=mine.warmup_steps)
+    short = replace(recipe.finetune, steps=mine.warmup_steps, keep="last", snapshots=())
     return [
         finetune_step(short, start, name="warmup"),  # a model that can tell answers apart
         mine_step(mine, "warmup"),  # wrong answers that it takes for right ones
