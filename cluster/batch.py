@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.dataset as pads
 
 from cluster import storage
+from cluster.session import ClusterConfig, require_room
 
 _PROGRESS_S = 10.0
 
@@ -36,6 +37,7 @@ def run_units(
     """[fn(0), ..., fn(count - 1)], run as tasks side by side on CPUs; each result a dict that JSON can hold.
 
     With a `pool` every process of it calls `fn()` once, and what that returns is called with the numbers: so a model is loaded once.
+    ValueError if no machine of the cluster has room for one of them.
     What is finished is kept below `state_uri` by Ray Data's job-level checkpoint: a later call with the same `state_uri`, by
     whomever, and with the same or a larger `count`, does not run it again. A task whose process dies is run again, so
     `fn` must write the same files again. The first error of `fn` is raised. Needs `connect` first.
@@ -45,6 +47,8 @@ def run_units(
 
     if not count:
         return []
+    if pool is not None:
+        require_room(1, pool.cpus, pool.gpus, ClusterConfig.worker_start_timeout_s)
     results_uri = storage.join(state_uri, "results")
     done = _finished(results_uri)
     if len(done) < count:

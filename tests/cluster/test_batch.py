@@ -144,6 +144,8 @@ def test_a_pool_that_cannot_be_made_says_why(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"^model/: no config.json there$"):
         run_units(make, 3, state_uri=str(tmp_path), say=print, pool=Pool(1, cpus=0.5, gpus=0))
+    with pytest.raises(ValueError, match=r"no room for 1 worker\(s\) with 0.5 CPU and 1 GPU"):
+        run_units(make, 3, state_uri=str(tmp_path), say=print, pool=Pool(1, cpus=0.5, gpus=1))
 
 
 DRIVER = """
