@@ -7,10 +7,11 @@ from torch.nn.functional import normalize
 
 from cluster import collectives
 from moca_core.backbone import load_backbone
+from moca_core.loss.infonce import infonce, right_answers
 from moca_core.objective import pair_statistics as statistics_file
 from moca_core.objective.contrastive import Contrastive, Encoded, Gather
 from moca_core.objective.contrastive_config import ContrastiveConfig
-from moca_core.objective.pair_statistics import BINS, histograms, read
+from moca_core.objective.pair_statistics import BINS, SCALARS, histograms, pair_statistics, read
 from moca_core.spec import read_spec
 from tests.core.made_up_pairs import TASKS, scene
 from tests.ranks import on_ranks
@@ -97,3 +98,21 @@ def test_vectors_that_are_not_numbers_fall_in_some_bin(folder):
     module = Contrastive(load_backbone(folder), read_spec(folder), CONFIG, tasks=TASKS)
     terms = module.score(Encoded(WHOLE.vectors * torch.nan, None), WHOLE.batch())
     assert terms["contrastive"].sum.isnan() and terms["accuracy"].sum == 0
+
+
+def test_no_value_is_read_back_from_the_device():
+    """On a device without values whatever asks for one fails."""
+    with torch.device("meta"):
+        rows, columns, numbers, ones = (
+            torch.ones(5, 8),
+            torch.ones(9, 8),
+            torch.zeros(5, dtype=torch.long),
+            torch.ones(5),
+        )
+        candidates = torch.zeros(9, dtype=torch.long)
+        known = right_answers(numbers[:, None], numbers, candidates, candidates)
+        compared = infonce(rows, columns, numbers, known, ones, margin=0.1)
+        sums = pair_statistics(compared, target=numbers, temperature=ones, weight=ones, source=numbers, tasks=3)
+    assert sums.shape == (3, len(SCALARS) + 2 * BINS) and sums.is_meta
+    with pytest.raises(RuntimeError):
+        sums[0, 0].item()
