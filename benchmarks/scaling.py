@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -44,6 +43,11 @@ CORPUS_ROWS = 2**16
 MLM_RATIO, MAE_RATIO = 0.4, 0.5
 DOCUMENTS = 4000
 ALL_CARDS = 8  # of a node may carry one collective, where the network lets NCCL's rings use them all
+LEGEND = """
+In a recipe: cluster.num_workers (GPUs), cluster.gpus_per_worker=1, pretrain.rows_per_step (rows), cluster.zero_stage,
+cluster.gradient_exchange, cluster.activation_checkpointing. Efficiency: tokens/s of a GPU over those in the first line.
+All cards: tokens/s, with settings of its own, where the cards of a node's GPUs carry every collective together; all else
+is for a network that gives a collective the rate of one card."""
 SPEC_7B = replace(
     SPEC_3B, vocab_size=152_064, text_hidden=3584, text_layers=28, text_width=3584, text_kv_width=512, text_intermediate=18_944,
     merger_params=5120 * 5120 + 5120 * 3584,
@@ -93,6 +97,7 @@ def calculate(options: argparse.Namespace) -> None:
         )
         for gpu in (gpu for gpu in (H200, H100) if gpu.name in options.gpu):
             table(MODELS[name], rows, gpu, options.gpus, constants)
+    print(LEGEND)
 
 
 def packed_rows(spec: BackboneSpec) -> Rows:
@@ -133,38 +138,35 @@ def table(model: Model, rows: Rows, gpu: Gpu, counts: list[int], constants: Cons
     print(f"\n{gpu.name}, {gpu.memory_bytes / 1e9:.0f} GB, {gpu.network_bytes_per_s / 1e9:.0f} GB/s of network a GPU")
     print(
         f"{'GPUs':>5}{'rows':>6}{'stage':>7} {'exchange':12}{'checkpointing':14}{'GB':>5}{'tokens/s':>11}{'MFU':>6}"
-        f"{'per GPU':>9}  {'seconds of a step':60}{'all cards':>11}"
+        f"{'efficiency':>11}{'all cards':>11}  seconds of a step"
     )
     first = None
-    for job in jobs(model, rows, gpu, counts):
+    for gpus in counts:
+        if gpus > ROWS_PER_STEP:
+            print(
+                f"{'':18} {ROWS_PER_STEP} rows keep {ROWS_PER_STEP} of {gpus} GPUs at work, the others have none; a row on each is a batch "
+                f"of {gpus * rows.tokens / 1e6:.1f} M tokens, {gpus / ROWS_PER_STEP:g} times the recipe's:"
+            )
+        job = model.job(rows, gpu, gpus, max(gpus, ROWS_PER_STEP))
         best = fastest(job, constants)
         if best is None:
-            print(f"{job.gpus:5}{job.rows_per_step:6}   nothing fits")
+            print(f"{gpus:5}{job.rows_per_step:6}   nothing fits")
             continue
         first = first or best
-        share = (best.tokens_per_s / job.gpus) / (first.tokens_per_s / first.job.gpus)
-        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in best.parts.items() if seconds >= 0.005)
         wide = replace(job, gpu=replace(gpu, network_bytes_per_s=ALL_CARDS * gpu.network_bytes_per_s))
-        chosen = best.settings
-        print(
-            f"{job.gpus:5}{job.rows_per_step:6}{chosen.zero_stage:7} {chosen.gradient_exchange:12}{chosen.activation_checkpointing:14}"
-            f"{best.memory_bytes / 1e9:5.0f}{best.tokens_per_s:11,.0f}{best.mfu:6.0%}{share:9.0%}  {parts:60}"
-            f"{fastest(wide, constants).tokens_per_s:11,.0f}"
-        )
-        if job.gpus in (counts[0], 64):
+        show(best, first, fastest(wide, constants))
+        if gpus in (8, 64, 512):
             print(f"{'':18} {sensitivity(best, constants)}")
-        if job.gpus > job.rows_per_step:
-            print(
-                f"{'':18} {job.gpus - job.rows_per_step} of these GPUs have no row; a row on each is a batch of "
-                f"{job.gpus * rows.tokens / 1e6:.1f} M tokens, {job.gpus / job.rows_per_step:g} times the recipe's:"
-            )
 
 
-def jobs(model: Model, rows: Rows, gpu: Gpu, counts: list[int]) -> Iterator[Job]:
-    for gpus in counts:
-        yield model.job(rows, gpu, gpus, ROWS_PER_STEP)
-        if gpus > ROWS_PER_STEP:
-            yield model.job(rows, gpu, gpus, gpus)
+def show(best: Prediction, first: Prediction, wide: Prediction) -> None:
+    job, chosen = best.job, best.settings
+    share = (best.tokens_per_s / job.gpus) / (first.tokens_per_s / first.job.gpus)
+    parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in best.parts.items() if seconds >= 0.005)
+    print(
+        f"{job.gpus:5}{job.rows_per_step:6}{chosen.zero_stage:7} {chosen.gradient_exchange:12}{chosen.activation_checkpointing:14}"
+        f"{best.memory_bytes / 1e9:5.0f}{best.tokens_per_s:11,.0f}{best.mfu:6.0%}{share:11.0%}{wide.tokens_per_s:11,.0f}  {parts}"
+    )
 
 
 def sensitivity(best: Prediction, constants: Constants) -> str:
@@ -214,11 +216,16 @@ def measure(rounds: int) -> None:
     rate = {way: speed(best[way], ways[way][1]) for way in ways}
     print(f"{'':10}{'tokens/s':>10}{'ratio':>8}  milliseconds of a step, mean of the workers")
     for way, ranks in best.items():
-        names = [name for name in ranks[0] if name not in ("tokens_per_s", "link_bytes")]
+        names = [name for name in ranks[0] if name not in ("tokens_per_s", "cpu_s", "link_bytes")]
         parts = ", ".join(f"{name} {1e3 * np.mean([rank[name] for rank in ranks]):.0f}" for name in names)
         print(f"{way:10}{rate[way]:10.0f}{rate[way] / rate['1 worker']:8.2f}  {parts}")
+    cpu_s = {
+        way: min(sum(rank["cpu_s"] for rank in ranks) for ranks in passes[way]) for way in ("1 worker", "2 workers")
+    }
     print(
-        f"efficiency {rate['2 workers'] / rate['1 worker'] / 2:.0%}; of what two cores give apart {rate['2 workers'] / rate['2 apart']:.0%}"
+        f"efficiency {rate['2 workers'] / rate['1 worker'] / 2:.0%}; of what the two cores give apart "
+        f"{rate['2 workers'] / rate['2 apart']:.0%}; CPU seconds a step of all workers {cpu_s['1 worker']:.2f} and "
+        f"{cpu_s['2 workers']:.2f}, {cpu_s['1 worker'] / cpu_s['2 workers']:.0%}, which other load hardly changes"
     )
     link_bytes, link = best["2 workers"][0]["link_bytes"], min(on_workers(link_rate, 2))
     print(

@@ -5,6 +5,7 @@ encoded beforehand; the stream decodes them, which is all that a training proces
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import tempfile
@@ -20,16 +21,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from step import MAE_WEIGHT, Size, prepare_work
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from moca_core.bootstrap import TinyConfig
+from moca_core.bootstrap import TinyConfig, describe
 from moca_core.data.codec import from_bytes, to_bytes
+from moca_core.data.masking import mask
+from moca_core.data.render import Renderer, load_tokenizer
+from moca_core.data.rows import pack_contents
 from moca_core.spec import read_spec
+from moca_core.types import Segment
 from pipelines.training.plan import row_plan
 
-ROW_TOKENS, ROWS_PER_STEP, WARM_UP, STEPS = 2048, 2, 1, 3
-SIZE = Size(TinyConfig(), 4096, ROW_TOKENS, ROWS_PER_STEP * STEPS * ROW_TOKENS, "fp32")  # the demo's model
+ROW_TOKENS, ROWS_PER_STEP, WARM_UP, STEPS = 1024, 4, 1, 3
+DOCUMENTS = 60
+MLM_RATIO, MAE_RATIO = 0.4, 0.5
 IMPORTED_ONCE = ["deepspeed", "moca_core.backbone", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"]
 COLLECTIVES = {
     "all_reduce": 2,
@@ -39,11 +45,24 @@ COLLECTIVES = {
 
 
 def prepare(folder: str) -> None:
-    """Packed, masked rows and a model's config: what every pass trains on."""
-    work = prepare_work(folder, SIZE, ROW_TOKENS)
-    work.config.save_pretrained(folder)
-    for number, row in enumerate(work.packs):
-        (Path(folder) / f"{number:03d}.row").write_bytes(to_bytes(row))
+    """The demo's model without weights, and masked rows of made-up documents: what every pass trains on."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("aeioulnrst"), size)) for size in rng.integers(2, 9, 500)]
+    texts = [" ".join(rng.choice(words, rng.integers(60, 400))) for _ in range(DOCUMENTS)]
+    describe(folder, texts, TinyConfig())
+    spec = read_spec(folder)
+    renderer = Renderer(load_tokenizer(f"{folder}/tokenizer.json"), spec, ROW_TOKENS)
+    pieces = [p for text in texts for p in renderer.pieces((Segment(text=text), Segment(image=photo(rng))))]
+    for number, (_, row) in enumerate(pack_contents(pieces, spec, ROW_TOKENS)):
+        batch = mask(row, spec, seed=0, epoch=0, mlm_ratio=MLM_RATIO, mae_ratio=MAE_RATIO)
+        (Path(folder) / f"{number:03d}.row").write_bytes(to_bytes(batch))
+
+
+def photo(rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    pixels = rng.integers(0, 255, (*rng.integers(60, 280, 2), 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def on_workers(main: Callable, world: int, *args: Any, apart: bool = False) -> list[Any]:
@@ -68,7 +87,7 @@ def _worker(process: int, world: int, apart: bool, folder: str, main: Callable, 
 
 
 def train_pass(folder: str) -> dict[str, float]:
-    """Seconds of a step of the real loop (the best), tokens in it, and where the seconds of a step go (the mean, in further steps)."""
+    """Tokens a second of the real loop, this worker's CPU seconds a step, and where the seconds of a step go, in further steps."""
     from cluster import collectives
     from cluster.deepspeed_engine import DeepSpeedEngine
     from cluster.engine import EngineConfig
@@ -83,7 +102,7 @@ def train_pass(folder: str) -> dict[str, float]:
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
     prepare_model(model)
     set_attention(model, "bidirectional")
-    objective = MaskedModelling(model, spec, mae_weight=MAE_WEIGHT)
+    objective = MaskedModelling(model, spec)
     rows = [path.read_bytes() for path in sorted(Path(folder).glob("*.row"))]
     costs = np.array([spec.flops(np.diff(r.stream.cu_seqlens), r.stream.grid_thw) for r in map(from_bytes, rows)])
     engine = DeepSpeedEngine(objective, EngineConfig("fp32", zero_stage=2, max_grad_norm=1.0))
@@ -105,7 +124,10 @@ def train_pass(folder: str) -> dict[str, float]:
         )
         return metrics[-steps:]
 
-    timed = run(0, WARM_UP + STEPS)[WARM_UP:]
+    run(0, WARM_UP)
+    cpu_s = time.process_time()
+    timed = run(WARM_UP, STEPS)
+    cpu_s = (time.process_time() - cpu_s) / STEPS
     seconds = [found["tokens"] / found["tokens_per_s"] for found in timed]
     with watched(engine) as clock:
         again = run(WARM_UP + STEPS, STEPS)
@@ -114,7 +136,7 @@ def train_pass(folder: str) -> dict[str, float]:
     parts["data"] = sum(found["data_wait"] * found["tokens"] / found["tokens_per_s"] for found in again) / STEPS
     parts["rest"] = whole_s / STEPS - sum(parts.values())
     tokens_per_s = sum(found["tokens"] for found in timed) / sum(seconds)
-    return {"tokens_per_s": tokens_per_s, "link_bytes": clock["link_bytes"] / STEPS, **parts}
+    return {"tokens_per_s": tokens_per_s, "cpu_s": cpu_s, "link_bytes": clock["link_bytes"] / STEPS, **parts}
 
 
 def decoded(plan: list[dict], rows: list[bytes], steps: range) -> Iterator[tuple[int, list[Any]]]:

@@ -46,28 +46,20 @@ def _constant(value: float, source: str) -> float:
 class Constants:
     """What the closed forms multiply by. The first word of a source says whether it was measured, published or assumed."""
 
-    achieved: float = _constant(
-        0.40, "published: 30 to 40 % for Qwen2.5-VL-7B on A800 (lmms-engine), 33 to 39 % for Llama 3.1 8B (torchtitan)"
-    )
+    achieved: float = _constant(0.40, "published: Qwen2.5-VL-7B 30-40 % (lmms-engine), Llama 8B 33-39 % (torchtitan)")
     selective_work: float = _constant(1.17, "measured: benchmarks/step.py on a CPU, none over selective")
     full_work: float = _constant(1.31, "measured: benchmarks/step.py on a CPU, none over full; by FLOPs it is 4/3")
     stage3_work: float = _constant(
-        1.14, "published: ZeRO-2 over ZeRO-3, LLaMA-7B on 8 A100 (flashattn.dev, weak); all of stage 3 within a node"
+        1.14, "published: ZeRO-2 over 3, LLaMA-7B, 8 A100 (flashattn.dev, weak), traffic in it"
     )
     link_share: float = _constant(0.8, "assumed: of a link's rate, for a large collective")
-    hop_s: float = _constant(
-        10e-6, "assumed: latency that every further node (or GPU of one node) adds to a collective"
-    )
-    hidden: float = _constant(
-        0.5, "assumed: of compute, how much hides stage 3's traffic between nodes; stages 0 to 2 hide none"
-    )
+    hop_s: float = _constant(10e-6, "assumed: latency of a collective for every further GPU of a node, then node")
+    hidden: float = _constant(0.5, "assumed: of compute, what hides stage 3's traffic between nodes; others hide none")
     data_tokens_per_s: float = _constant(52_352, "measured: benchmarks/data_throughput.py, one core")
     data_cores: float = _constant(
-        4, "assumed: cores a GPU that prepare its rows (data_tasks_per_worker of the recipes)"
+        4, "assumed: cores a GPU that prepare its rows, as the recipes' data_tasks_per_worker"
     )
-    optimizer_bytes: float = _constant(
-        30, "counted: AdamW, bytes a weight: gradient, masters and moments read and written"
-    )
+    optimizer_bytes: float = _constant(30, "counted: AdamW, a weight: gradient, masters, moments, read and written")
     working_bytes: float = _constant(6e9, "assumed: CUDA, NCCL, buckets, one layer's gradients, fragmentation")
     live_weights: float = _constant(1e9, "published: DeepSpeed's stage3_max_live_parameters")
 
@@ -100,7 +92,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """Those of `cluster` in a recipe."""
+    """As `cluster` in a recipe has them: a ClusterConfig will do as well."""
 
     zero_stage: Literal[0, 1, 2, 3]
     gradient_exchange: Exchange
@@ -126,9 +118,8 @@ class Prediction:
 
     @property
     def mfu(self) -> float:
-        return (
-            self.job.rows_per_step * self.job.rows.flops / self.step_s / self.job.gpus / self.job.gpu.peak_flops_per_s
-        )
+        peak_flops = self.job.gpus * self.job.gpu.peak_flops_per_s * self.step_s
+        return self.job.rows_per_step * self.job.rows.flops / peak_flops
 
 
 def fastest(job: Job, constants: Constants = Constants()) -> Prediction | None:
