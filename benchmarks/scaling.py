@@ -144,7 +144,7 @@ def table(model: Model, rows: Rows, gpu: Gpu, counts: list[int], constants: Cons
     for gpus in counts:
         if gpus > ROWS_PER_STEP:
             print(
-                f"{'':18} {ROWS_PER_STEP} rows keep {ROWS_PER_STEP} of {gpus} GPUs at work, the others have none; a row on each is a batch "
+                f"{'':18} {ROWS_PER_STEP} rows would keep {ROWS_PER_STEP} of {gpus} GPUs at work; a row on each is a batch "
                 f"of {gpus * rows.tokens / 1e6:.1f} M tokens, {gpus / ROWS_PER_STEP:g} times the recipe's:"
             )
         job = model.job(rows, gpu, gpus, max(gpus, ROWS_PER_STEP))

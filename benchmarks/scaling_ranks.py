@@ -119,8 +119,7 @@ def train_pass(folder: str) -> dict[str, float]:
             decoded(plan, rows, span),
             config,
             sum_over_ranks=collectives.all_reduce_sum,
-            report=lambda step, found: metrics.append(found),
-            checkpoint=lambda done: None,
+            after_step=lambda report: metrics.append(report.metrics),
         )
         return metrics[-steps:]
 

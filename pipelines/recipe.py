@@ -65,6 +65,10 @@ class Recipe:
             raise ValueError(
                 f"evaluate.models={list(self.evaluate.models)} names pretrain, which pretrain.steps=0 leaves out; drop it there"
             )
+        if self.average.snapshots and not self.finetune.snapshots:
+            raise ValueError(
+                "average.snapshots=true with no finetune.snapshots: name the steps after which to take some"
+            )
         if self.evaluate.models is not None:
             exported = "average" if self.average.on else "finetune"
             if exported not in self.evaluate.models:

@@ -35,10 +35,7 @@ def run(context: Context) -> dict:
     """Result: {"model", "attention", "shares": {step and folder: its share}}."""
     config: AverageConfig = context.config
     base, finetune = context.inputs["base"], context.inputs["finetune"]
-    snapshots = finetune.result.get("snapshots", []) if config.snapshots else []
-    if config.snapshots and not snapshots:
-        raise ValueError("average.snapshots=true, but fine-tuning wrote none; name their steps in finetune.snapshots")
-    trained = [finetune.result["model"], *snapshots]
+    trained = [finetune.result["model"], *(finetune.result["snapshots"] if config.snapshots else [])]
     shares = {f"finetune/{folder}": (1 - config.base_share) / len(trained) for folder in trained}
     uris = [finetune.path(folder) for folder in trained]
     if config.base_share:

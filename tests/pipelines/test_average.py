@@ -30,7 +30,9 @@ def planned(root: Path, *settings: str) -> dict[str, tuple[tuple[str, ...], str]
     return {p.step.name: (p.step.needs, p.fingerprint) for p in plan}
 
 
-@pytest.mark.parametrize("settings", [["average.base_share=0.2"], ["average.snapshots=true", "pretrain.steps=0"]])
+@pytest.mark.parametrize(
+    "settings", [["average.base_share=0.2"], ["average.snapshots=true", "finetune.snapshots=[300]", "pretrain.steps=0"]]
+)
 def test_the_step_is_there_where_it_is_asked_for_and_nothing_before_it_changes(tmp_path, settings):
     without, given = planned(tmp_path, *settings[1:]), planned(tmp_path, *settings)
     assert list(given) == [*list(without)[:-2], "average", "evaluate", "export"]
@@ -38,7 +40,7 @@ def test_the_step_is_there_where_it_is_asked_for_and_nothing_before_it_changes(t
     for name in ("evaluate", "export"):
         assert "average" in given[name][0] and "average" not in without[name][0]
     assert all(given[name] == without[name] for name in list(without)[:-2])
-    assert given["finetune"][0] == (("base", "pairs") if len(settings) == 2 else ("base", "pretrain", "pairs"))
+    assert given["finetune"][0] == (("base", "pairs") if len(settings) == 3 else ("base", "pretrain", "pairs"))
 
 
 def test_what_is_off_changes_nothing(tmp_path):
@@ -50,6 +52,7 @@ def test_what_is_off_changes_nothing(tmp_path):
     ("settings", "message"),
     [
         (["average.base_share=1.5"], "average: base_share=1.5 must be at least 0 and at most 1"),
+        (["average.snapshots=true"], "average.snapshots=true with no finetune.snapshots: name the steps"),
         (["average.snapshots=true", "average.base_share=1"], "snapshots=true with base_share=1.0: nothing is left"),
         (
             ["average.base_share=0.1", "evaluate.models=[finetune]"],
@@ -148,10 +151,3 @@ def test_without_snapshots_only_the_base_is_mixed_in(trained, in_process, tmp_pa
     assert average.result["shares"] == {"finetune/model": 0.0, "base/base": 1.0}
     mean, before = weights(average), weights(trained["base"])
     assert all(torch.equal(mean[name], before[name]) for name in before)
-
-
-def test_snapshots_that_were_not_written_are_asked_for(trained, tmp_path):
-    finetune = trained["finetune"]
-    bare = Artifact(finetune.uri, {k: v for k, v in finetune.result.items() if k != "snapshots"})
-    with pytest.raises(ValueError, match="fine-tuning wrote none; name their steps"):
-        run_step(average_step(AverageConfig(snapshots=True)), str(tmp_path), base=trained["base"], finetune=bare)
