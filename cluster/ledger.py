@@ -8,12 +8,14 @@ import contextlib
 import json
 import logging
 import math
+import time
 from dataclasses import asdict, dataclass
 
 from cluster import storage
 
 _FILE = "checkpoints.json"
 _PREFIX = "step_"
+_STARTS = "starts"  # one empty file per start of the worker group, named by the time
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def add(run_uri: str, entry: Entry, keep: int) -> None:
     """Record a checkpoint that is complete from now on, and remove those that are neither among the newest `keep` nor the best."""
     if entry.score is not None and math.isnan(entry.score):
         entry = Entry(entry.step)
-    entries = [*read(run_uri), entry]
+    entries = [*(e for e in read(run_uri) if e.step < entry.step), entry]
     kept = [e for e in entries if e in entries[-keep:] or e == best(entries)]
     storage.write_atomic(storage.join(run_uri, _FILE), json.dumps([asdict(e) for e in kept]).encode())
     for gone in entries:
@@ -67,6 +69,18 @@ def sweep(run_uri: str) -> None:
         if name.startswith(_PREFIX):
             with _only_said():
                 storage.delete(storage.join(run_uri, name))
+
+
+def begin(run_uri: str) -> str:
+    """Note that the group of workers starts; returns the name of this start."""
+    name = str(time.time_ns())
+    storage.write_atomic(storage.join(run_uri, _STARTS, name), b"")
+    return name
+
+
+def starts(run_uri: str) -> list[str]:
+    """All starts of the group in the life of the run, the newest last."""
+    return [name for name, _ in storage.list_files(storage.join(run_uri, _STARTS))]
 
 
 @contextlib.contextmanager

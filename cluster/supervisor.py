@@ -60,6 +60,10 @@ class Supervisor(UserCallback):
         """All ranks have stored their share of a checkpoint."""
         entry = ledger.Entry(metrics[0]["step"], metrics[0]["score"])
         try:
+            if (
+                metrics[0]["start"] != ledger.starts(self._run_uri)[-1]
+            ):  # the workers of a lost driver may live on for seconds
+                raise RuntimeError(f"{self._run_uri} was started again by another driver, which goes on with it")
             ledger.add(self._run_uri, entry, self._keep)
         except OSError as error:
             message = f"checkpoint {entry.name} of {self._run_uri} could not be recorded, the one before is still good: {error}"

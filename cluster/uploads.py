@@ -15,9 +15,9 @@ from cluster import ledger, storage
 class Uploads:
     """What one worker saves. `step`: of the newest checkpoint, which stands or is on its way; None before the first."""
 
-    def __init__(self, run_uri: str, step: int | None) -> None:
+    def __init__(self, run_uri: str, start: str, step: int | None) -> None:
         self.step = step
-        self._run_uri = run_uri
+        self._run_uri, self._start = run_uri, start
         self._idle = threading.Event()
         self._idle.set()
         self._failure: Exception | None = None
@@ -34,7 +34,7 @@ class Uploads:
         try:
             write(folder)
             ray.train.report(
-                {"step": step, "score": None if score is None else float(score)},
+                {"step": step, "score": None if score is None else float(score), "start": self._start},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=ledger.name_of(step),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from cluster.session import ClusterConfig, connect, require_room, set_data_defau
 from cluster.uploads import Uploads, remove_leftovers
 
 __all__ = ["ClusterConfig", "Worker", "WorkerResult", "connect", "run_tasks", "run_workers"]
-
-_STARTS = "starts"  # one small file per start of the worker group, beside Ray Train's own files of a run
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def run_workers(
     newest, best = (
         storage.join(run_uri, e.name) if e else None for e in (kept[-1] if kept else None, ledger.best(kept))
     )
-    return WorkerResult(result.return_value, newest, best, len(storage.list_files(storage.join(run_uri, _STARTS))) - 1)
+    return WorkerResult(result.return_value, newest, best, len(ledger.starts(run_uri)) - 1)
 
 
 def run_tasks(fn: Callable[..., Any], items: list[tuple], *, cpus: float, gpus: float) -> list:
@@ -186,7 +183,7 @@ def _worker_main(fn: Callable[[Worker, dict[str, Any]], Any], run_uri: str, gpus
     context = ray.train.get_context()
     rank, world_size, local_rank = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
     start, newest = _start(run_uri, rank, local_rank)
-    uploads = Uploads(run_uri, newest)
+    uploads = Uploads(run_uri, start, newest)
     try:
         return fn(Worker(rank, world_size, local_rank, run_uri, newest, uploads), config)
     except Exception as error:
@@ -204,12 +201,12 @@ def _start(run_uri: str, rank: int, local_rank: int) -> tuple[str, int | None]:
     if local_rank == 0:
         remove_leftovers(run_uri)
     if rank == 0:
+        start = ledger.begin(run_uri)
         ledger.sweep(run_uri)
-        start, kept = str(time.time_ns()), ledger.read(run_uri)
-        storage.write_atomic(storage.join(run_uri, _STARTS, start), b"")
+        kept = ledger.read(run_uri)
         found = start, kept[-1].step if kept else None
     start, newest = broadcast_from_rank_zero(found)
-    if not storage.exists(storage.join(run_uri, _STARTS, start)):
+    if start not in ledger.starts(run_uri):
         raise ValueError(
             f"{run_uri} is another place on every machine: s3:// or a folder that all machines share is needed"
         )
