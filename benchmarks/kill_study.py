@@ -1,0 +1,287 @@
+"""Training that is killed and resumed ends with the weights, to the bit, of training that was left alone.
+
+    python benchmarks/kill_study.py --runs 20 --seed 0 [--aimed] [--folder FOLDER]
+
+Every run is `python pipelines/full.py` through pre-training and fine-tuning of a tiny model by two workers, with a checkpoint every few
+steps; the steps before are made once and copied. By turns a SIGKILL ends a training worker, the driver (alone, or with all that it
+started) or a whole Ray node, at a moment drawn over the time that an undisturbed run takes. The driver is started again, the node
+replaced. Every other round runs on a cluster of nodes, the others on the Ray inside the driver; nodes are always lost on a cluster.
+`--aimed` adds kills before the first checkpoint, during the upload of one, and twice in one run.
+
+A line per run: what was killed and where, how often workers were started again, how long it took to be past that point, whether the
+weights of both models are those of the undisturbed run, and whether the rows that were trained on are those of the plan, each once.
+FAIL, and exit code 1, if any differs, or if the command fails or hangs. With a `--folder` the same command goes on where it was
+interrupted, and what the pipeline printed stays there. Linux only. A run takes one to two minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+from ray_nodes import READABLE, Nodes, kill_marked, marked
+from watched_command import REPOSITORY, Command, Failed, Outcome, in_words, outcome_of
+
+STUDY, RUN = "MOCA_BENCHMARK_STUDY", "MOCA_BENCHMARK_RUN"  # what their processes are found by
+MADE_ONCE = ("corpus", "pairs", "clean", "base", "pack")
+VICTIMS = ("worker", "driver", "node")
+HANGS_S = 900
+
+STEPS, ROWS, PAIRS, CHECKPOINT_EVERY = 40, 2, 8, 4
+TEXT = {"text_hidden": 64, "text_layers": 2, "text_heads": 2, "text_kv_heads": 1, "text_intermediate": 128}
+VISION = {"vision_hidden": 32, "vision_layers": 2, "vision_heads": 2, "vision_intermediate": 64}
+RECIPE = {
+    "recipe": "demo",
+    "pack": {"max_tokens": 256},
+    "base": {"tiny": TEXT | VISION | {"vocab_size": 1024, "max_image_px": 112 * 112}, "steps": 2, "max_tokens": 256},
+    "pretrain": {"steps": STEPS, "rows_per_step": ROWS},
+    "finetune": {"steps": STEPS, "batch_size": PAIRS, "max_tokens": 96},
+    "evaluate": {"max_tokens": 96},
+    "export": {"max_tokens": 256},
+    "cluster": {"num_workers": 2, "cpus_per_worker": 1.5, "data_tasks_per_worker": 1},  # a node of 2 CPUs holds one
+    "tracking": {"log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY},
+}
+EXPECTED = {"pretrain": STEPS * ROWS, "finetune": STEPS * PAIRS}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: who is killed, one after the other, and when the first of them: at a drawn moment where nothing else is said."""
+
+    name: str
+    victims: tuple[str, ...]
+    clustered: bool
+    when: str = "any time"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a run. `lost_s`: from the first kill until training was further than ever before the last one."""
+
+    name: str
+    killed: str
+    where: str
+    at_s: float
+    restarts: int
+    lost_s: float
+    weights: str
+    rows: str
+
+    def good(self) -> bool:
+        return self.weights == "equal" and self.rows == "each once"
+
+    def line(self) -> str:
+        return (
+            f"{self.name:>7}  {self.killed:<38} {self.where:<20} at {self.at_s:5.1f} s  restarts {self.restarts}  "
+            f"lost {self.lost_s:5.1f} s  weights {self.weights}  rows {self.rows}"
+        )
+
+
+def plans(runs: int, aimed: bool) -> list[Plan]:
+    drawn = []
+    for number in range(runs):
+        victim = VICTIMS[number % 3]
+        drawn.append(Plan(str(number + 1), (victim,), clustered=victim == "node" or number // 3 % 2 == 1))
+    if aimed:
+        drawn.append(Plan("early", ("worker",), clustered=False, when="before a checkpoint"))
+        drawn.append(Plan("upload", ("worker",), clustered=True, when="in an upload"))
+        drawn.append(Plan("twice", ("node", "driver"), clustered=True))
+        drawn.append(Plan("again", ("worker", "worker"), clustered=False))
+    return drawn
+
+
+class Study:
+    """What all runs share: the folder, the steps that are made once, the nodes, and undisturbed runs to compare with."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.scratch = tempfile.mkdtemp(prefix="kills-", dir="/tmp")  # short: Ray's sockets lie in it
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MOCA_", "MLFLOW_"))}
+        self.environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", STUDY: self.scratch} | READABLE
+        self.environment |= {"TMPDIR": self.scratch, "MOCA_CACHE": f"{self.scratch}/cache"}
+        self.nodes: Nodes | None = None
+        self._workers: tuple[float, list[psutil.Process]] = (0.0, [])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+    def close(self) -> None:
+        kill_marked(STUDY, self.scratch)
+        if self.nodes is not None:
+            self.nodes.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def start(self, name: str, *options: str, clustered: bool) -> Command:
+        """The command on a root of its own, in which everything before training is done."""
+        if clustered and self.nodes is None:
+            self.nodes = Nodes(self.environment, 2)
+        environment = (self.nodes.environment if clustered else self.environment) | {RUN: f"{self.scratch}/{name}"}
+        root = self.folder / name
+        shutil.rmtree(root, ignore_errors=True)
+        for step in MADE_ONCE if (self.folder / "prepared" / "latest").exists() else ():
+            shutil.copytree(self.folder / "prepared" / step, root / step)
+        arguments = ["--recipe", str(self.folder / "recipe.yaml"), "--root", str(root), *options]
+        return Command(arguments, environment, self.folder / f"{name}.log")
+
+    def prepare(self) -> None:
+        if not (self.folder / "prepared" / "latest").exists():
+            self.start("prepared", "--until", "pack", clustered=False).finish(HANGS_S)
+
+    def undisturbed(self, clustered: bool) -> tuple[Outcome, float]:
+        """What comes of a run that nobody disturbs, and how long it trains."""
+        name = "undisturbed-nodes" if clustered else "undisturbed"
+        kept = self.folder / f"{name}.json"
+        if not kept.exists():
+            command = self.start(name, "--until", "finetune", clustered=clustered)
+            command.finish(HANGS_S)
+            values = asdict(outcome_of(self.folder / name))
+            kept.write_text(json.dumps({"outcome": values, "training_s": command.training_s()}))
+        values = json.loads(kept.read_text())
+        return Outcome(**values["outcome"]), values["training_s"]
+
+    def disturbed(self, plan: Plan) -> Row:
+        """The run of a plan. A moment at which nobody was left to kill is drawn again."""
+        kept = self.folder / f"{plan.name}.json"
+        if kept.exists():
+            return Row(**json.loads(kept.read_text()))
+        expected, training_s = self.undisturbed(plan.clustered)
+        draw = np.random.default_rng([self.seed, *plan.name.encode()])
+        while (row := self.attempt(plan, draw, expected, training_s)) is None:
+            continue
+        kept.write_text(json.dumps(asdict(row)))
+        if row.good():
+            shutil.rmtree(self.folder / plan.name)
+        return row
+
+    def attempt(self, plan: Plan, draw: np.random.Generator, expected: Outcome, training_s: float) -> Row | None:
+        rare = ["--set", f"tracking.checkpoint_every_steps={STEPS}"] if plan.when == "before a checkpoint" else []
+        command = self.start(plan.name, "--until", "finetune", *rare, clustered=plan.clustered)
+        killed, place, began, at_s = [], (0, 0.0), 0.0, 0.0
+        try:
+            for victim in plan.victims:
+                ready = self.moment(plan, command, draw, training_s) if not killed else after(draw.uniform(0, 20))
+                while not (ready() and (said := self.kill(victim, plan, command, draw))):
+                    if command.ended():
+                        command.finish(0)
+                        return None
+                    time.sleep(0.002)
+                    self.workers()  # known beforehand, so that the kill comes at once
+                began, at_s = began or time.monotonic(), at_s or command.training_s()
+                killed, place = [*killed, said], command.reached()
+            command.finish(HANGS_S)
+            lost_s = (command.passed(place) or time.monotonic()) - began
+            found = outcome_of(self.folder / plan.name)
+        except Failed as failure:
+            return Row(plan.name, ", then ".join(killed), in_words(place), at_s, 0, 0.0, str(failure), "unknown")
+        finally:
+            kill_marked(RUN, f"{self.scratch}/{plan.name}")
+        weights = "equal" if found.weights == expected.weights else f"DIFFER {found.weights}"
+        once = found.consumed == expected.consumed and {s: c["rows"] for s, c in found.consumed.items()} == EXPECTED
+        rows = "each once" if once else f"DIFFER {found.consumed}"
+        return Row(plan.name, ", then ".join(killed), in_words(place), at_s, found.restarts, lost_s, weights, rows)
+
+    def moment(self, plan: Plan, command: Command, draw: np.random.Generator, training_s: float) -> Callable[[], bool]:
+        """Whether it is time for the first kill."""
+        if plan.when == "before a checkpoint":
+            return lambda: command.reached() >= (0, 3)
+        if plan.when == "in an upload":
+            step = CHECKPOINT_EVERY * draw.integers(2, STEPS // CHECKPOINT_EVERY)
+            return lambda: any((self.folder / plan.name).glob(f"pretrain/*/checkpoints/*/step_{step:08d}"))
+        at_s = draw.uniform(0, training_s)
+        return lambda: command.training_s() >= at_s
+
+    def kill(self, victim: str, plan: Plan, command: Command, draw: np.random.Generator) -> str:
+        """Who was killed, in words; nothing if there was nobody. What was lost is replaced."""
+        if victim == "worker":
+            workers = self.workers()
+            return "worker" if workers and killed(workers[draw.integers(len(workers))]) else ""
+        if victim == "node":
+            self.nodes.lose(self.nodes.names[draw.integers(len(self.nodes.names))])
+            self.nodes.add()
+            return "node"
+        if command.ended():
+            return ""
+        alone = plan.clustered or draw.integers(2)  # on a cluster it has started nothing
+        command.process.kill() if alone else kill_marked(RUN, f"{self.scratch}/{plan.name}")
+        command.process.wait()
+        command.start()
+        return "driver" if alone else "driver and its Ray"
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers that there were half a second ago at most."""
+        if time.monotonic() - self._workers[0] > 0.5:
+            ours = marked(STUDY, self.scratch)
+            self._workers = time.monotonic(), [process for process in ours if is_worker(process)]
+        return self._workers[1]
+
+
+def killed(process: psutil.Process) -> bool:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False  # it ended
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    then = time.monotonic() + seconds
+    return lambda: time.monotonic() >= then
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20, help="with drawn moments (default: 20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--aimed", action="store_true", help="also runs that are killed at chosen moments")
+    parser.add_argument(
+        "--folder", type=Path, help="where to keep what is done (default: a temporary one, removed when all is well)"
+    )
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    folder = (options.folder or Path(tempfile.mkdtemp(prefix="kill-study-"))).absolute()
+    study = Study(folder, options.seed)
+    try:
+        good = run_study(study, plans(options.runs, options.aimed))
+    finally:
+        study.close()
+    if good and options.folder is None:
+        shutil.rmtree(folder)
+    return 0 if good else 1
+
+
+def run_study(study: Study, todo: list[Plan]) -> bool:
+    study.prepare()
+    references = [study.undisturbed(clustered) for clustered in sorted({plan.clustered for plan in todo})]
+    for outcome, training_s in references:
+        print(f"undisturbed: trains for {training_s:.1f} s, {outcome.weights}", flush=True)
+    same = all(outcome == references[0][0] for outcome, _ in references)
+    good = 0
+    for plan in todo:
+        row = study.disturbed(plan)
+        good += row.good()
+        print(row.line(), flush=True)
+    print(
+        f"{'PASS' if same and good == len(todo) else 'FAIL'}: {good} of {len(todo)} killed runs end as if undisturbed",
+        flush=True,
+    )
+    return same and good == len(todo)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
