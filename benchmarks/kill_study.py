@@ -3,10 +3,11 @@
     python benchmarks/kill_study.py --runs 20 --seed 0 [--aimed] [--folder FOLDER]
 
 Every run is `python pipelines/full.py` through pre-training and fine-tuning of a tiny model by two workers, with a checkpoint every few
-steps; the steps before are made once and copied. By turns a SIGKILL ends a training worker, the driver (alone, or with all that it
-started) or a whole Ray node, at a moment drawn over the time that an undisturbed run takes. The driver is started again, the node
-replaced. Every other round runs on a cluster of nodes, the others on the Ray inside the driver; nodes are always lost on a cluster.
-`--aimed` adds kills before the first checkpoint, during the upload of one, and twice in one run.
+steps. What is done before the kill (the data; for a kill in fine-tuning, the pre-trained model) is made once and copied. By turns a SIGKILL
+ends a training worker, the driver (alone, or with all that it started) or a whole Ray node, at a moment drawn over the time that an
+undisturbed run takes. The driver is started again, the node replaced. Every other round runs on a cluster of nodes, the others on
+the Ray inside the driver; nodes are always lost on a cluster. `--aimed` adds kills before the first checkpoint, during the
+upload of one, and twice in one run.
 
 A line per run: what was killed and where, how often workers were started again, how long it took to be past that point, whether the
 weights of both models are those of the undisturbed run, and whether the rows that were trained on are those of the plan, each once.
@@ -22,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,15 +34,18 @@ from ray_nodes import READABLE, Nodes, kill_marked, marked
 from watched_command import REPOSITORY, Command, Failed, Outcome, in_words, outcome_of
 
 STUDY, RUN = "MOCA_BENCHMARK_STUDY", "MOCA_BENCHMARK_RUN"  # what their processes are found by
-MADE_ONCE = ("corpus", "pairs", "clean", "base", "pack")
+MADE_ONCE = tuple(f"prepared/{step}" for step in ("corpus", "pairs", "clean", "base", "pack"))
 VICTIMS = ("worker", "driver", "node")
 HANGS_S = 900
 
-STEPS, ROWS, PAIRS, CHECKPOINT_EVERY = 40, 2, 8, 4
+STEPS, ROWS, PAIRS, CHECKPOINT_EVERY = 80, 2, 8, 4
 TEXT = {"text_hidden": 64, "text_layers": 2, "text_heads": 2, "text_kv_heads": 1, "text_intermediate": 128}
 VISION = {"vision_hidden": 32, "vision_layers": 2, "vision_heads": 2, "vision_intermediate": 64}
+SOURCE = {"layout": "builtin", "limit": 400}
 RECIPE = {
     "recipe": "demo",
+    "corpus": {"sources": [SOURCE]},
+    "pairs": {"train": [SOURCE], "evaluate": [{"layout": "builtin"}]},
     "pack": {"max_tokens": 256},
     "base": {"tiny": TEXT | VISION | {"vocab_size": 1024, "max_image_px": 112 * 112}, "steps": 2, "max_tokens": 256},
     "pretrain": {"steps": STEPS, "rows_per_step": ROWS},
@@ -87,6 +91,15 @@ class Row:
         )
 
 
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed run: its name, what came of it (an Outcome), and how long its stages took."""
+
+    name: str
+    outcome: dict
+    stages_s: list[float]
+
+
 def plans(runs: int, aimed: bool) -> list[Plan]:
     drawn = []
     for number in range(runs):
@@ -108,6 +121,7 @@ class Study:
         self.scratch = tempfile.mkdtemp(prefix="kills-", dir="/tmp")  # short: Ray's sockets lie in it
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MOCA_", "MLFLOW_"))}
         self.environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", STUDY: self.scratch} | READABLE
+        self.environment["RAY_worker_niceness"] = "0"  # 15 by default: beside other work, workers would hardly move
         self.environment |= {"TMPDIR": self.scratch, "MOCA_CACHE": f"{self.scratch}/cache"}
         self.nodes: Nodes | None = None
         self._workers: tuple[float, list[psutil.Process]] = (0.0, [])
@@ -120,15 +134,15 @@ class Study:
             self.nodes.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def start(self, name: str, *options: str, clustered: bool) -> Command:
-        """The command on a root of its own, in which everything before training is done."""
+    def start(self, name: str, *options: str, clustered: bool, copied: Sequence[str] = ()) -> Command:
+        """The command on a root of its own, with copies of steps that are done."""
         if clustered and self.nodes is None:
             self.nodes = Nodes(self.environment, 2)
         environment = (self.nodes.environment if clustered else self.environment) | {RUN: f"{self.scratch}/{name}"}
         root = self.folder / name
         shutil.rmtree(root, ignore_errors=True)
-        for step in MADE_ONCE if (self.folder / "prepared" / "latest").exists() else ():
-            shutil.copytree(self.folder / "prepared" / step, root / step)
+        for step in copied:
+            shutil.copytree(self.folder / step, root / Path(step).name)
         arguments = ["--recipe", str(self.folder / "recipe.yaml"), "--root", str(root), *options]
         return Command(arguments, environment, self.folder / f"{name}.log")
 
@@ -136,46 +150,50 @@ class Study:
         if not (self.folder / "prepared" / "latest").exists():
             self.start("prepared", "--until", "pack", clustered=False).finish(HANGS_S)
 
-    def undisturbed(self, clustered: bool) -> tuple[Outcome, float]:
-        """What comes of a run that nobody disturbs, and how long it trains."""
+    def undisturbed(self, clustered: bool) -> Reference:
+        """What comes of a run that nobody disturbs."""
         name = "undisturbed-nodes" if clustered else "undisturbed"
         kept = self.folder / f"{name}.json"
         if not kept.exists():
-            command = self.start(name, "--until", "finetune", clustered=clustered)
+            command = self.start(name, "--until", "finetune", clustered=clustered, copied=MADE_ONCE)
             command.finish(HANGS_S)
-            values = asdict(outcome_of(self.folder / name))
-            kept.write_text(json.dumps({"outcome": values, "training_s": command.training_s()}))
-        values = json.loads(kept.read_text())
-        return Outcome(**values["outcome"]), values["training_s"]
+            found = Reference(name, asdict(outcome_of(self.folder / name)), command.stages_s())
+            kept.write_text(json.dumps(asdict(found)))
+        return Reference(**json.loads(kept.read_text()))
 
     def disturbed(self, plan: Plan) -> Row:
         """The run of a plan. A moment at which nobody was left to kill is drawn again."""
         kept = self.folder / f"{plan.name}.json"
         if kept.exists():
             return Row(**json.loads(kept.read_text()))
-        expected, training_s = self.undisturbed(plan.clustered)
+        reference = self.undisturbed(plan.clustered)
         draw = np.random.default_rng([self.seed, *plan.name.encode()])
-        while (row := self.attempt(plan, draw, expected, training_s)) is None:
+        while (row := self.attempt(plan, draw, reference)) is None:
             continue
         kept.write_text(json.dumps(asdict(row)))
         if row.good():
             shutil.rmtree(self.folder / plan.name)
         return row
 
-    def attempt(self, plan: Plan, draw: np.random.Generator, expected: Outcome, training_s: float) -> Row | None:
-        rare = ["--set", f"tracking.checkpoint_every_steps={STEPS}"] if plan.when == "before a checkpoint" else []
-        command = self.start(plan.name, "--until", "finetune", *rare, clustered=plan.clustered)
-        killed, place, began, at_s = [], (0, 0.0), 0.0, 0.0
+    def attempt(self, plan: Plan, draw: np.random.Generator, reference: Reference) -> Row | None:
+        at_s = draw.uniform(0, sum(reference.stages_s)) if plan.when == "any time" else 0.0
+        copied, rare = MADE_ONCE, []
+        if at_s >= reference.stages_s[0]:  # what comes before the kill is done already
+            copied, at_s = (*MADE_ONCE, f"{reference.name}/pretrain"), at_s - reference.stages_s[0]
+        if plan.when == "before a checkpoint":
+            rare = ["--set", f"tracking.checkpoint_every_steps={STEPS}"]
+        command = self.start(plan.name, "--until", "finetune", *rare, clustered=plan.clustered, copied=copied)
+        killed, place, began = [], (0, 0.0), 0.0
         try:
             for victim in plan.victims:
-                ready = self.moment(plan, command, draw, training_s) if not killed else after(draw.uniform(0, 20))
+                ready = self.moment(plan, command, draw, at_s) if not killed else after(draw.uniform(0, 20))
                 while not (ready() and (said := self.kill(victim, plan, command, draw))):
                     if command.ended():
                         command.finish(0)
                         return None
                     time.sleep(0.002)
                     self.workers()  # known beforehand, so that the kill comes at once
-                began, at_s = began or time.monotonic(), at_s or command.training_s()
+                began, at_s = began or time.monotonic(), at_s if killed else command.training_s()
                 killed, place = [*killed, said], command.reached()
             command.finish(HANGS_S)
             lost_s = (command.passed(place) or time.monotonic()) - began
@@ -184,19 +202,19 @@ class Study:
             return Row(plan.name, ", then ".join(killed), in_words(place), at_s, 0, 0.0, str(failure), "unknown")
         finally:
             kill_marked(RUN, f"{self.scratch}/{plan.name}")
+        expected = Outcome(**reference.outcome)
         weights = "equal" if found.weights == expected.weights else f"DIFFER {found.weights}"
         once = found.consumed == expected.consumed and {s: c["rows"] for s, c in found.consumed.items()} == EXPECTED
         rows = "each once" if once else f"DIFFER {found.consumed}"
         return Row(plan.name, ", then ".join(killed), in_words(place), at_s, found.restarts, lost_s, weights, rows)
 
-    def moment(self, plan: Plan, command: Command, draw: np.random.Generator, training_s: float) -> Callable[[], bool]:
+    def moment(self, plan: Plan, command: Command, draw: np.random.Generator, at_s: float) -> Callable[[], bool]:
         """Whether it is time for the first kill."""
         if plan.when == "before a checkpoint":
             return lambda: command.reached() >= (0, 3)
         if plan.when == "in an upload":
             step = CHECKPOINT_EVERY * draw.integers(2, STEPS // CHECKPOINT_EVERY)
             return lambda: any((self.folder / plan.name).glob(f"pretrain/*/checkpoints/*/step_{step:08d}"))
-        at_s = draw.uniform(0, training_s)
         return lambda: command.training_s() >= at_s
 
     def kill(self, victim: str, plan: Plan, command: Command, draw: np.random.Generator) -> str:
@@ -268,9 +286,12 @@ def main() -> int:
 def run_study(study: Study, todo: list[Plan]) -> bool:
     study.prepare()
     references = [study.undisturbed(clustered) for clustered in sorted({plan.clustered for plan in todo})]
-    for outcome, training_s in references:
-        print(f"undisturbed: trains for {training_s:.1f} s, {outcome.weights}", flush=True)
-    same = all(outcome == references[0][0] for outcome, _ in references)
+    for found in references:
+        print(
+            f"{found.name}: {' and '.join(f'{s:.0f} s' for s in found.stages_s)}, {found.outcome['weights']}",
+            flush=True,
+        )
+    same = all(found.outcome == references[0].outcome for found in references)
     good = 0
     for plan in todo:
         row = study.disturbed(plan)

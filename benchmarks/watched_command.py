@@ -1,6 +1,7 @@
 """`pipelines/full.py` as a user starts it, and starts it again; how far it is, and what its training made in the end."""
 
 import hashlib
+import itertools
 import json
 import re
 import subprocess
@@ -62,6 +63,11 @@ class Command:
         """How long ago training began: negative before it does."""
         return time.monotonic() - self.seen[0][0] if self.seen else -1.0
 
+    def stages_s(self) -> list[float]:
+        """How long each stage has taken by now."""
+        began = [min(when for when, place in self.seen if place[0] == stage) for stage in range(len(STAGES))]
+        return [later - earlier for earlier, later in itertools.pairwise([*began, time.monotonic()])]
+
     def reached(self) -> Place:
         return max((place for _, place in self.seen), default=(0, 0))
 
@@ -108,7 +114,10 @@ def outcome_of(root: Path) -> Outcome:
     results = {stage: json.loads((folder / "record.json").read_text())["result"] for stage, folder in folders.items()}
     return Outcome(
         weights={stage: digest(folder / "model") for stage, folder in folders.items()},
-        consumed={stage: result.get("consumed", {"rows": result["steps"] * (2 if stage == "pretrain" else 8)}) for stage, result in results.items()},
+        consumed={
+            stage: result.get("consumed", {"rows": result["steps"] * (2 if stage == "pretrain" else 8)})
+            for stage, result in results.items()
+        },
         restarts=sum(result["restarts"] for result in results.values()),
     )
 
