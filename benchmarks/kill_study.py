@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import yaml
 from ray_nodes import READABLE, Nodes, kill_marked, marked
-from watched_command import REPOSITORY, Command, Failed, Outcome, in_words, outcome_of
+from watched_command import REPOSITORY, Command, Failed, Outcome, Place, in_words, outcome_of
 
 STUDY, RUN = "MOCA_BENCHMARK_STUDY", "MOCA_BENCHMARK_RUN"  # what their processes are found by
 MADE_ONCE = tuple(f"prepared/{step}" for step in ("corpus", "pairs", "clean", "base", "pack"))
@@ -66,6 +66,16 @@ class Plan:
     victims: tuple[str, ...]
     clustered: bool
     when: str = "any time"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A kill: of whom, when, how long after training began and how far it was."""
+
+    who: str
+    when: float
+    training_s: float
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -183,30 +193,30 @@ class Study:
         if plan.when == "before a checkpoint":
             rare = ["--set", f"tracking.checkpoint_every_steps={STEPS}"]
         command = self.start(plan.name, "--until", "finetune", *rare, clustered=plan.clustered, copied=copied)
-        killed, place, began = [], (0, 0.0), 0.0
+        hits: list[Hit] = []
         try:
             for victim in plan.victims:
-                ready = self.moment(plan, command, draw, at_s) if not killed else after(draw.uniform(0, 20))
-                while not (ready() and (said := self.kill(victim, plan, command, draw))):
-                    if command.ended():
-                        command.finish(0)
-                        return None
-                    time.sleep(0.002)
-                    self.workers()  # known beforehand, so that the kill comes at once
-                began, at_s = began or time.monotonic(), at_s if killed else command.training_s()
-                killed, place = [*killed, said], command.reached()
+                ready = after(draw.uniform(0, 20)) if hits else self.moment(plan, command, draw, at_s)
+                if (hit := self.hit(victim, ready, plan, command, draw)) is None:
+                    return None
+                hits.append(hit)
             command.finish(HANGS_S)
-            lost_s = (command.passed(place) or time.monotonic()) - began
-            found = outcome_of(self.folder / plan.name)
+            return judge(plan, hits, command, outcome_of(self.folder / plan.name), Outcome(**reference.outcome))
         except Failed as failure:
-            return Row(plan.name, ", then ".join(killed), in_words(place), at_s, 0, 0.0, str(failure), "unknown")
+            return Row(plan.name, whom(hits), "somewhere", at_s, 0, 0.0, str(failure), "unknown")
         finally:
             kill_marked(RUN, f"{self.scratch}/{plan.name}")
-        expected = Outcome(**reference.outcome)
-        weights = "equal" if found.weights == expected.weights else f"DIFFER {found.weights}"
-        once = found.consumed == expected.consumed and {s: c["rows"] for s, c in found.consumed.items()} == EXPECTED
-        rows = "each once" if once else f"DIFFER {found.consumed}"
-        return Row(plan.name, ", then ".join(killed), in_words(place), at_s, found.restarts, lost_s, weights, rows)
+
+    def hit(self, victim: str, ready: Callable[[], bool], plan: Plan, command: Command, draw) -> Hit | None:
+        """The kill, as soon as it is time and there is somebody to kill; None if the command ends before."""
+        while not command.ended():
+            before = time.monotonic(), command.training_s(), command.reached()
+            if ready() and (who := self.kill(victim, plan, command, draw)):
+                return Hit(who, *before)
+            self.workers()  # known beforehand, so that the kill comes at once
+            time.sleep(0.002)
+        command.finish(0)
+        return None
 
     def moment(self, plan: Plan, command: Command, draw: np.random.Generator, at_s: float) -> Callable[[], bool]:
         """Whether it is time for the first kill."""
@@ -240,6 +250,20 @@ class Study:
             ours = marked(STUDY, self.scratch)
             self._workers = time.monotonic(), [process for process in ours if is_worker(process)]
         return self._workers[1]
+
+
+def judge(plan: Plan, hits: list[Hit], command: Command, found: Outcome, expected: Outcome) -> Row:
+    first, last = hits[0], hits[-1]
+    lost_s = (command.passed(last.place) or time.monotonic()) - first.when
+    weights = "equal" if found.weights == expected.weights else f"DIFFER {found.weights}"
+    once = found.consumed == expected.consumed and {s: c["rows"] for s, c in found.consumed.items()} == EXPECTED
+    rows = "each once" if once else f"DIFFER {found.consumed}"
+    where = in_words(first.place)
+    return Row(plan.name, whom(hits), where, first.training_s, found.restarts, lost_s, weights, rows)
+
+
+def whom(hits: list[Hit]) -> str:
+    return ", then ".join(hit.who for hit in hits)
 
 
 def killed(process: psutil.Process) -> bool:
