@@ -114,10 +114,7 @@ def outcome_of(root: Path) -> Outcome:
     results = {stage: json.loads((folder / "record.json").read_text())["result"] for stage, folder in folders.items()}
     return Outcome(
         weights={stage: digest(folder / "model") for stage, folder in folders.items()},
-        consumed={
-            stage: result.get("consumed", {"rows": result["steps"] * (2 if stage == "pretrain" else 8)})
-            for stage, result in results.items()
-        },
+        consumed={stage: result["consumed"] for stage, result in results.items()},
         restarts=sum(result["restarts"] for result in results.values()),
     )
 
