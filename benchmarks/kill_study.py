@@ -24,103 +24,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import psutil
 import yaml
+from kill_plans import Hit, Plan, Reference, Row, judge, plans, whom
 from ray_nodes import READABLE, Nodes, kill_marked, marked
-from watched_command import REPOSITORY, Command, Failed, Outcome, Place, in_words, outcome_of
+from watched_command import CHECKPOINT_EVERY, RECIPE, REPOSITORY, STEPS, Command, Failed, Outcome, outcome_of
 
 STUDY, RUN = "MOCA_BENCHMARK_STUDY", "MOCA_BENCHMARK_RUN"  # what their processes are found by
 MADE_ONCE = tuple(f"prepared/{step}" for step in ("corpus", "pairs", "clean", "base", "pack"))
-VICTIMS = ("worker", "driver", "node")
 HANGS_S = 900
-
-STEPS, ROWS, PAIRS, CHECKPOINT_EVERY = 80, 2, 8, 4
-TEXT = {"text_hidden": 64, "text_layers": 2, "text_heads": 2, "text_kv_heads": 1, "text_intermediate": 128}
-VISION = {"vision_hidden": 32, "vision_layers": 2, "vision_heads": 2, "vision_intermediate": 64}
-SOURCE = {"layout": "builtin", "limit": 400}
-RECIPE = {
-    "recipe": "demo",
-    "corpus": {"sources": [SOURCE]},
-    "pairs": {"train": [SOURCE], "evaluate": [{"layout": "builtin"}]},
-    "pack": {"max_tokens": 256},
-    "base": {"tiny": TEXT | VISION | {"vocab_size": 1024, "max_image_px": 112 * 112}, "steps": 2, "max_tokens": 256},
-    "pretrain": {"steps": STEPS, "rows_per_step": ROWS},
-    "finetune": {"steps": STEPS, "batch_size": PAIRS, "max_tokens": 96},
-    "evaluate": {"max_tokens": 96},
-    "export": {"max_tokens": 256},
-    "cluster": {"num_workers": 2, "cpus_per_worker": 1.5, "data_tasks_per_worker": 1},  # a node of 2 CPUs holds one
-    "tracking": {"log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY},
-}
-EXPECTED = {"pretrain": STEPS * ROWS, "finetune": STEPS * PAIRS}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run: who is killed, one after the other, and when the first of them: at a drawn moment where nothing else is said."""
-
-    name: str
-    victims: tuple[str, ...]
-    clustered: bool
-    when: str = "any time"
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A kill: of whom, when, how long after training began and how far it was."""
-
-    who: str
-    when: float
-    training_s: float
-    place: Place
-
-
-@dataclass(frozen=True)
-class Row:
-    """What came of a run. `lost_s`: from the first kill until training was further than ever before the last one."""
-
-    name: str
-    killed: str
-    where: str
-    at_s: float
-    restarts: int
-    lost_s: float
-    weights: str
-    rows: str
-
-    def good(self) -> bool:
-        return self.weights == "equal" and self.rows == "each once"
-
-    def line(self) -> str:
-        return (
-            f"{self.name:>7}  {self.killed:<38} {self.where:<20} at {self.at_s:5.1f} s  restarts {self.restarts}  "
-            f"lost {self.lost_s:5.1f} s  weights {self.weights}  rows {self.rows}"
-        )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """An undisturbed run: its name, what came of it (an Outcome), and how long its stages took."""
-
-    name: str
-    outcome: dict
-    stages_s: list[float]
-
-
-def plans(runs: int, aimed: bool) -> list[Plan]:
-    drawn = []
-    for number in range(runs):
-        victim = VICTIMS[number % 3]
-        drawn.append(Plan(str(number + 1), (victim,), clustered=victim == "node" or number // 3 % 2 == 1))
-    if aimed:
-        drawn.append(Plan("early", ("worker",), clustered=False, when="before a checkpoint"))
-        drawn.append(Plan("upload", ("worker",), clustered=True, when="in an upload"))
-        drawn.append(Plan("twice", ("node", "driver"), clustered=True))
-        drawn.append(Plan("again", ("worker", "worker"), clustered=False))
-    return drawn
 
 
 class Study:
@@ -250,20 +166,6 @@ class Study:
             ours = marked(STUDY, self.scratch)
             self._workers = time.monotonic(), [process for process in ours if is_worker(process)]
         return self._workers[1]
-
-
-def judge(plan: Plan, hits: list[Hit], command: Command, found: Outcome, expected: Outcome) -> Row:
-    first, last = hits[0], hits[-1]
-    lost_s = (command.passed(last.place) or time.monotonic()) - first.when
-    weights = "equal" if found.weights == expected.weights else f"DIFFER {found.weights}"
-    once = found.consumed == expected.consumed and {s: c["rows"] for s, c in found.consumed.items()} == EXPECTED
-    rows = "each once" if once else f"DIFFER {found.consumed}"
-    where = in_words(first.place)
-    return Row(plan.name, whom(hits), where, first.training_s, found.restarts, lost_s, weights, rows)
-
-
-def whom(hits: list[Hit]) -> str:
-    return ", then ".join(hit.who for hit in hits)
 
 
 def killed(process: psutil.Process) -> bool:

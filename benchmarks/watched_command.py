@@ -1,4 +1,4 @@
-"""`pipelines/full.py` as a user starts it, and starts it again; how far it is, and what its training made in the end."""
+"""`pipelines/full.py` with a small recipe as a user starts it, and starts it again; how far it is, what its training made in the end."""
 
 import hashlib
 import itertools
@@ -15,6 +15,25 @@ from safetensors.numpy import load_file
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = ("pretrain", "finetune")
+STEPS, ROWS, PAIRS, CHECKPOINT_EVERY = 80, 2, 8, 4
+TEXT = {"text_hidden": 64, "text_layers": 2, "text_heads": 2, "text_kv_heads": 1, "text_intermediate": 128}
+VISION = {"vision_hidden": 32, "vision_layers": 2, "vision_heads": 2, "vision_intermediate": 64}
+SOURCE = {"layout": "builtin", "limit": 400}
+RECIPE = {
+    "recipe": "demo",
+    "corpus": {"sources": [SOURCE]},
+    "pairs": {"train": [SOURCE], "evaluate": [{"layout": "builtin"}]},
+    "pack": {"max_tokens": 256},
+    "base": {"tiny": TEXT | VISION | {"vocab_size": 1024, "max_image_px": 112 * 112}, "steps": 2, "max_tokens": 256},
+    "pretrain": {"steps": STEPS, "rows_per_step": ROWS},
+    "finetune": {"steps": STEPS, "batch_size": PAIRS, "max_tokens": 96},
+    "evaluate": {"max_tokens": 96},
+    "export": {"max_tokens": 256},
+    "cluster": {"num_workers": 2, "cpus_per_worker": 1.5, "data_tasks_per_worker": 1},  # a node of 2 CPUs holds one
+    "tracking": {"log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY},
+}
+ROWS_CONSUMED = {"pretrain": STEPS * ROWS, "finetune": STEPS * PAIRS}
+
 WRITING = float("inf")  # the last step is done, the model not yet written
 Place = tuple[int, float]  # number of the stage, steps that it has done
 
