@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from watched_command import ROWS_CONSUMED, Command, Outcome, Place, in_words
+from watched_command import Command, Outcome, Place, in_words
 
 VICTIMS = ("worker", "driver", "node")
 
@@ -76,9 +76,10 @@ def plans(runs: int, aimed: bool) -> list[Plan]:
 def judge(plan: Plan, hits: list[Hit], command: Command, found: Outcome, expected: Outcome) -> Row:
     first, last = hits[0], hits[-1]
     lost_s = (command.passed(last.place) or time.monotonic()) - first.when
-    weights = "equal" if found.weights == expected.weights else f"DIFFER {found.weights}"
-    once = found.consumed == expected.consumed and {s: c["rows"] for s, c in found.consumed.items()} == ROWS_CONSUMED
-    rows = "each once" if once else f"DIFFER {found.consumed}"
+    same = {stage: digest == expected.weights[stage] for stage, digest in found.weights.items()}
+    once = {stage: consumed == expected.consumed[stage] for stage, consumed in found.consumed.items()}
+    weights = "equal" if all(same.values()) else f"DIFFER {found.weights}"
+    rows = "each once" if all(once.values()) else f"DIFFER {found.consumed}"
     where = in_words(first.place)
     return Row(plan.name, whom(hits), where, first.training_s, found.restarts, lost_s, weights, rows)
 

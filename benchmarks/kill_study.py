@@ -2,15 +2,15 @@
 
     python benchmarks/kill_study.py --runs 20 --seed 0 [--aimed] [--folder FOLDER]
 
-Every run is `python pipelines/full.py` through pre-training and fine-tuning of a tiny model by two workers, with a checkpoint every few
-steps. What is done before the kill (the data; for a kill in fine-tuning, the pre-trained model) is made once and copied. By turns a SIGKILL
-ends a training worker, the driver (alone, or with all that it started) or a whole Ray node, at a moment drawn over the time that an
-undisturbed run takes. The driver is started again, the node replaced. Every other round runs on a cluster of nodes, the others on
-the Ray inside the driver; nodes are always lost on a cluster. `--aimed` adds kills before the first checkpoint, during the
-upload of one, and twice in one run.
+Every run is `python pipelines/full.py` with a tiny model on two workers, in pre-training or in fine-tuning, with a checkpoint every few
+steps. A SIGKILL ends by turns a training worker, the driver (alone, or with all that it started) or a whole Ray node, at a moment
+drawn over the time that both stages take undisturbed; that decides the stage. What comes before it is made once and copied, what comes
+after follows from its weights and is left out. The driver is started again, the node replaced. Every other round runs on a
+cluster of nodes, the others on the Ray inside the driver; nodes are always lost on a cluster. `--aimed` adds kills before the
+first checkpoint and during the upload of one (with both stages), and two kills in one run.
 
 A line per run: what was killed and where, how often workers were started again, how long it took to be past that point, whether the
-weights of both models are those of the undisturbed run, and whether the rows that were trained on are those of the plan, each once.
+weights are those of an undisturbed run, and whether the rows that were trained on are, each once.
 FAIL, and exit code 1, if any differs, or if the command fails or hangs. With a `--folder` the same command goes on where it was
 interrupted, and what the pipeline printed stays there. Linux only. A run takes one to two minutes on two cores.
 """
@@ -32,7 +32,7 @@ import psutil
 import yaml
 from kill_plans import Hit, Plan, Reference, Row, judge, plans, whom
 from ray_nodes import READABLE, Nodes, kill_marked, marked
-from watched_command import CHECKPOINT_EVERY, RECIPE, REPOSITORY, STEPS, Command, Failed, Outcome, outcome_of
+from watched_command import CHECKPOINT_EVERY, RECIPE, REPOSITORY, STAGES, STEPS, Command, Failed, Outcome, outcome_of
 
 STUDY, RUN = "MOCA_BENCHMARK_STUDY", "MOCA_BENCHMARK_RUN"  # what their processes are found by
 MADE_ONCE = tuple(f"prepared/{step}" for step in ("corpus", "pairs", "clean", "base", "pack"))
@@ -83,7 +83,7 @@ class Study:
         if not kept.exists():
             command = self.start(name, "--until", "finetune", clustered=clustered, copied=MADE_ONCE)
             command.finish(HANGS_S)
-            found = Reference(name, asdict(outcome_of(self.folder / name)), command.stages_s())
+            found = Reference(name, asdict(outcome_of(self.folder / name, STAGES)), command.stages_s())
             kept.write_text(json.dumps(asdict(found)))
         return Reference(**json.loads(kept.read_text()))
 
@@ -102,13 +102,15 @@ class Study:
         return row
 
     def attempt(self, plan: Plan, draw: np.random.Generator, reference: Reference) -> Row | None:
-        at_s = draw.uniform(0, sum(reference.stages_s)) if plan.when == "any time" else 0.0
-        copied, rare = MADE_ONCE, []
-        if at_s >= reference.stages_s[0]:  # what comes before the kill is done already
+        stages, copied, settings = STAGES, MADE_ONCE, []
+        at_s = draw.uniform(0, sum(reference.stages_s))
+        if plan.when == "any time" and at_s < reference.stages_s[0]:
+            stages = STAGES[:1]
+        elif plan.when == "any time":
             copied, at_s = (*MADE_ONCE, f"{reference.name}/pretrain"), at_s - reference.stages_s[0]
-        if plan.when == "before a checkpoint":
-            rare = ["--set", f"tracking.checkpoint_every_steps={STEPS}"]
-        command = self.start(plan.name, "--until", "finetune", *rare, clustered=plan.clustered, copied=copied)
+        elif plan.when == "before a checkpoint":
+            settings = ["--set", f"tracking.checkpoint_every_steps={STEPS}"]
+        command = self.start(plan.name, "--until", stages[-1], *settings, clustered=plan.clustered, copied=copied)
         hits: list[Hit] = []
         try:
             for victim in plan.victims:
@@ -117,7 +119,8 @@ class Study:
                     return None
                 hits.append(hit)
             command.finish(HANGS_S)
-            return judge(plan, hits, command, outcome_of(self.folder / plan.name), Outcome(**reference.outcome))
+            found = outcome_of(self.folder / plan.name, stages)
+            return judge(plan, hits, command, found, Outcome(**reference.outcome))
         except Failed as failure:
             return Row(plan.name, whom(hits), "somewhere", at_s, 0, 0.0, str(failure), "unknown")
         finally:

@@ -32,8 +32,6 @@ RECIPE = {
     "cluster": {"num_workers": 2, "cpus_per_worker": 1.5, "data_tasks_per_worker": 1},  # a node of 2 CPUs holds one
     "tracking": {"log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY},
 }
-ROWS_CONSUMED = {"pretrain": STEPS * ROWS, "finetune": STEPS * PAIRS}
-
 WRITING = float("inf")  # the last step is done, the model not yet written
 Place = tuple[int, float]  # number of the stage, steps that it has done
 
@@ -121,15 +119,18 @@ def in_words(place: Place) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of every stage: SHA-256 over its weights, and the rows it consumed. How often workers were started again."""
+    """Of every stage: SHA-256 over its weights, and what it consumed, as a count and a digest over steps and their rows.
+
+    `restarts`: how often workers were started again.
+    """
 
     weights: dict[str, str]
     consumed: dict[str, dict]
     restarts: int
 
 
-def outcome_of(root: Path) -> Outcome:
-    folders = {stage: root / "latest" / stage for stage in STAGES}
+def outcome_of(root: Path, stages: tuple[str, ...]) -> Outcome:
+    folders = {stage: root / "latest" / stage for stage in stages}
     results = {stage: json.loads((folder / "record.json").read_text())["result"] for stage, folder in folders.items()}
     return Outcome(
         weights={stage: digest(folder / "model") for stage, folder in folders.items()},
