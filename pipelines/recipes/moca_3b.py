@@ -11,9 +11,9 @@ YAML file of your own (docs/your_own_corpus.md). What the sources hold is part o
 
 Hardware. Pre-training: 8 GPUs of 80 GB; more with --set cluster.num_workers=16. Activations of a row of 8,192 tokens,
 half of images, are 71 GB, 36 GB with selective and 3 GB with full activation checkpointing (layers of this shape, counted
-on a CPU in bf16); weights, gradients and optimizer about 22 GB at stage 2 [calculated]. GPUs of 141 GB do without:
---set cluster.activation_checkpointing=none. Every worker reads the base model as fp32 before it converts it: 15 GB of
-host memory a GPU.
+on a CPU in bf16); weights, gradients and optimizer about 29 GB at stage 2 [calculated]. GPUs of 141 GB do without:
+--set cluster.activation_checkpointing=none. docs/clusters.md has settings for other numbers of GPUs. Every worker reads
+the base model as fp32 before it converts it: 15 GB of host memory a GPU.
 
 Fine-tuning with the paper's batch does NOT fit 8 GPUs yet. All contents of a GPU's pairs run in one forward pass, and
 GradCache, which would cut that up, is not built. 2048 pairs on 8 GPUs are 256 pairs, or 1,024 queries, positives and

@@ -7,6 +7,7 @@ import pytest
 
 from moca_core.spec import BackboneSpec
 from pipelines import sizing
+from pipelines.recipe import load_recipe
 from pipelines.sizing import H100, H200, Constants, Job, Rows, Settings
 from pipelines.training.plan import row_plan
 
@@ -152,6 +153,19 @@ def test_what_is_chosen_fits_and_nothing_that_fits_is_faster():
         ]
         assert best.step_s == min(p.step_s for p in fitting)
     assert sizing.fastest(job(gpu=replace(H100, memory_bytes=10e9))) is None
+
+
+@pytest.mark.parametrize(("name", "spec", "tied"), [("moca_3b", SPEC_3B, True), ("moca_7b", SPEC_7B, False)])
+def test_the_papers_recipes_fit_eight_gpus_of_80_gb(name, spec, tied):
+    recipe = load_recipe(name, [])
+    given, rows = recipe.cluster, recipe.pretrain.rows_per_step
+    of = job(given.num_workers, rows, spec=spec, weights=sizing.weight_count(spec, tied=tied), gpu=H100)
+    held_bytes = sizing.predict(of, given).memory_bytes
+    assert 0.8 * H100.memory_bytes < held_bytes <= H100.memory_bytes and given.num_workers == 8
+    with_more = replace(
+        given, activation_checkpointing={"full": "selective", "selective": "none"}[given.activation_checkpointing]
+    )
+    assert sizing.predict(of, with_more).memory_bytes > H100.memory_bytes
 
 
 def test_a_slower_network_makes_more_of_what_it_carries():
