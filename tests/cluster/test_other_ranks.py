@@ -1,5 +1,6 @@
 """A run goes on with another number of ranks: 4, then 2, then 3 of them take the steps that 4 would have taken."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,8 @@ class Classifier(nn.Module):
         self.norm, self.middle, self.head = nn.LayerNorm(7), nn.Linear(7, 11), nn.Linear(11, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.middle(self.norm(self.frozen(x)))))
+        hidden = self.norm(self.frozen(x.to(self.frozen.weight.dtype)))
+        return self.head(torch.tanh(self.middle(hidden))).float()
 
 
 def train(engine: Engine, steps: range) -> list[tuple[float, float]]:
@@ -90,3 +92,30 @@ def test_four_two_and_three_ranks_follow_the_curve_of_four(folder: Path) -> None
         for name, weight in consolidate(str(folder / f"{stage}-{STEPS}")).items():
             torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
         assert (expected["middle.weight"] - Classifier().middle.weight).abs().max() > 0.05, "nothing was learned"
+
+
+@small_weights_shared()
+def masters_on(folder: str, save: bool) -> dict[int, dict[str, Tensor]]:
+    """The fp32 weights under a bf16 training at every stage, after three steps of 4 ranks or as loaded from there."""
+    masters = {}
+    for stage in STAGES:
+        engine = open_engine(Classifier(), replace(CONFIG, precision="bf16", zero_stage=stage))
+        if save:
+            train(engine, range(3))
+            engine.save(f"{folder}/bf16-{stage}", {})
+        else:
+            engine.load(f"{folder}/bf16-{stage}")
+        masters[stage] = engine.weights()
+        norms = [norm for _, norm in train(engine, range(3, 5))]
+        assert all(map(math.isfinite, norms))
+        engine.close()
+    return masters
+
+
+@pytest.mark.slow
+def test_three_ranks_take_up_the_masters_of_four_to_the_bit(folder: Path) -> None:
+    saved = on_ranks(masters_on, 4, str(folder), True)
+    loaded = on_ranks(masters_on, 3, str(folder), False)
+    for stage, masters in saved.items():
+        assert all(torch.equal(loaded[stage][name], weight) for name, weight in masters.items()), stage
+        assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in masters.values())
