@@ -17,7 +17,7 @@ from cluster import ledger
 from cluster.workers import ClusterConfig, Worker, run_workers
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 240
+PATIENCE_S = 400
 
 
 def count(worker: Worker, config: dict[str, Any]) -> dict[str, Any]:
