@@ -15,10 +15,9 @@ on a CPU in bf16); weights, gradients and optimizer about 29 GB at stage 2 [calc
 --set cluster.activation_checkpointing=none. docs/clusters.md has settings for other numbers of GPUs. Every worker reads
 the base model as fp32 before it converts it: 15 GB of host memory a GPU.
 
-Fine-tuning with the paper's batch does NOT fit 8 GPUs yet. All contents of a GPU's pairs run in one forward pass, and
-GradCache, which would cut that up, is not built. 2048 pairs on 8 GPUs are 256 pairs, or 1,024 queries, positives and
-negatives, at once; with 4.4 MB of activations a token (half of images, selective) and 400 tokens a content, 141 GB hold
-16 pairs [calculated]. Until then: --set finetune.batch_size=128, and know that it is not the paper's batch.
+Fine-tuning. 2048 pairs on 8 GPUs are 256 pairs, or 1,024 queries, positives and negatives of about 400 tokens, a GPU: at 4.4 MB of
+activations a token (half of images, selective) they would need 1.8 TB at once. GradCache embeds 8,192 tokens at a time
+(cluster.tokens_per_forward), which is 36 GB, for the price of a second forward pass [calculated]. GPUs of 141 GB take 16,384.
 
 Time. Pre-training is 3,311 steps of 64 rows of 8,192 tokens, 1.7 billion tokens. At 17,000 tokens a second on an H200,
 which is a target and was never measured, that is 3.5 hours on 8 of them. What the other steps take is not known. The
@@ -107,7 +106,7 @@ def recipe() -> Recipe:
             decay="linear",  # OURS
             max_grad_norm=5.0,  # CODE
             precision="bf16",  # CODE
-            batch_size=2048,  # PAPER; see above for what fits
+            batch_size=2048,  # PAPER
             num_negatives=2,  # PAPER
             loss=ContrastiveConfig(temperature=0.03),  # PAPER
             max_tokens=1280,  # CODE
@@ -121,6 +120,7 @@ def recipe() -> Recipe:
             data_tasks_per_worker=4,
             zero_stage=2,
             activation_checkpointing="selective",
+            tokens_per_forward=8192,
             worker_start_timeout_s=1800,  # nodes with GPUs take their time to come
         ),
         # OURS: a checkpoint is about 52 GB (weights, masters, moments), at every 15 minutes or so.

@@ -2,7 +2,7 @@
 
     python pipelines/full.py --recipe moca_7b --root s3://YOUR-BUCKET/runs/moca-7b
 
-What moca_3b says of the data, of the batch that does not fit yet and of times holds here too. A text token costs 2.3
+What moca_3b says of the data, of GradCache and of times holds here too. A text token costs 2.3
 times as much and an image token 1.7 times, so pre-training takes about twice as long. On each of 8 GPUs weights,
 gradients and optimizer take about 64 GB at ZeRO stage 2, activations of a row 3 GB with full checkpointing: 80 GB hold
 that, and not the 43 GB of selective (pipelines/sizing.py). 33 GB of host memory are taken while the base model is read.
