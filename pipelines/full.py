@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         cause = (
             getattr(failure.__cause__, "cause", None) or failure.__cause__
         )  # what Ray wraps is what the user should read
-        if not isinstance(cause, (ValueError, FileNotFoundError)):
+        if not isinstance(cause, (ValueError, FileNotFoundError, FloatingPointError)):
             traceback.print_exception(cause)
         print(f"error: {failure}: {cause}", file=sys.stderr)
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)

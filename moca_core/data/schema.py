@@ -65,6 +65,7 @@ PACKED = pa.schema(  # one row is one pack: its sequences laid end to end
 PAIRS = pa.schema(
     [
         ("source", pa.string()),
+        ("where", pa.string()),
         ("query", CONTENT),
         ("positives", pa.list_(CONTENT)),
         ("negatives", pa.list_(CONTENT)),
@@ -126,6 +127,7 @@ def pairs_to_table(pairs: Iterable[Pair]) -> pa.Table:
     rows = [
         {
             "source": pair.source,
+            "where": pair.where,
             "query": content_to_rows(pair.query),
             "positives": [content_to_rows(c) for c in pair.positives],
             "negatives": [content_to_rows(c) for c in pair.negatives],
@@ -143,6 +145,7 @@ def row_to_pair(row: dict) -> Pair:
         tuple(rows_to_content(c) for c in row["positives"]),
         tuple(rows_to_content(c) for c in row["negatives"]),
         row["group"],
+        row["where"],
     )
 
 

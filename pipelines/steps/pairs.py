@@ -63,7 +63,7 @@ class PairsConfig:
 
 
 def pairs_step(config: PairsConfig) -> Step:
-    return Step("pairs", run, config, code_version=2, resumable=True)
+    return Step("pairs", run, config, code_version=3, resumable=True)
 
 
 def run(context: Context) -> dict:

@@ -111,7 +111,8 @@ class StageRun:
         bad = [", ".join(batches[number][:NAMED]) for number in report.bad_micro_batches]
         everything = [", ".join(names[:NAMED]) for names in batches]
         by_rank = collectives.all_gather_objects((bad, everything))
-        guilty = any(bad for bad, _ in by_rank)
+        bad_count, all_count = (sum(len(both[side]) for both in by_rank) for side in (0, 1))
+        guilty = 0 < bad_count < all_count  # where all are, the weights were bad before
         named = [f"rank {rank}: {names}" for rank, both in enumerate(by_rank) for names in both[0 if guilty else 1]]
         parts = {name: report.metrics[name] for name in self.training.objective.weights}
         good = f"{self.worker.run_uri}, step {self.saved}" if self.saved else "none yet"

@@ -73,11 +73,12 @@ def test_documents_come_back():
 
 def test_pairs_come_back():
     pairs = [
-        Pair("a", CONTENTS[0], (CONTENTS[1], CONTENTS[2]), (CONTENTS[3],), "group"),
+        Pair("a", CONTENTS[0], (CONTENTS[1], CONTENTS[2]), (CONTENTS[3],), "group", "file row 3"),
         Pair("b", CONTENTS[1], (CONTENTS[4],)),
     ]
     table = through_parquet(schema.pairs_to_table(pairs))
-    assert [schema.row_to_pair(row) for row in table.to_pylist()] == pairs
+    back = [schema.row_to_pair(row) for row in table.to_pylist()]
+    assert back == pairs and [pair.where for pair in back] == [pair.where for pair in pairs]
 
 
 def test_tasks_come_back():

@@ -43,11 +43,16 @@ class Run:
         self.objective = Square()
         self.engine = TorchEngine(self.objective, EngineConfig())
         state = self.engine.load(str(tmp_path / f"{start}")) if start else None
+
+        def given(step):
+            value = values[step]
+            return [batch(v) for v in value] if isinstance(value, tuple) else [batch(value)]
+
         training = Training(
             self.objective,
-            open_at=lambda steps: ((step, [batch(values[step])]) for step in steps),
+            open_at=lambda steps: ((step, given(step)) for step in steps),
             open_validation=lambda: enumerate([[batch(2.0)], [batch(4.0)]]),
-            describe=lambda step: [[f"document {step}"]],
+            describe=lambda step: [[f"document {step}"]] * len(given(step)),
         )
         job = {"label": "stage", "log_every": 3, "checkpoint_every": 4, "snapshots": str(tmp_path / "snapshots")}
         self.run = StageRun(self.worker, self.engine, self.config, training, job, None, state)
@@ -100,8 +105,10 @@ def test_validation_scores_the_checkpoints_and_is_of_the_weights_at_that_moment(
 def test_an_error_names_the_step_the_documents_and_the_last_good_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError) as error:
         Run(tmp_path, values=[*VALUES[:5], float("nan"), 1.0])
-    for part in ("stage, step 5", "rank 0: document 5", "s3://bucket/run, step 4", "'square': nan", "by themselves"):
+    for part in ("stage, step 5", "rank 0: document 5", "s3://bucket/run, step 4", "'square': nan", "was made of"):
         assert part in str(error.value)
+    with pytest.raises(FloatingPointError, match="Not finite by themselves are rank 0: document 1. "):
+        Run(tmp_path / "one", values=[1.0, (1.0, float("nan"))])
     with pytest.raises(FloatingPointError, match="none yet"):
         Run(tmp_path / "early", values=[float("nan")])
 
