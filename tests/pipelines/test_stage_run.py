@@ -107,7 +107,7 @@ def test_an_error_names_the_step_the_documents_and_the_last_good_checkpoint(tmp_
         Run(tmp_path, values=[*VALUES[:5], float("nan"), 1.0])
     for part in ("stage, step 5", "rank 0: document 5", "s3://bucket/run, step 4", "'square': nan", "was made of"):
         assert part in str(error.value)
-    with pytest.raises(FloatingPointError, match="Not finite by themselves are rank 0: document 1. "):
+    with pytest.raises(FloatingPointError, match=r"Not finite by themselves are rank 0: document 1\. "):
         Run(tmp_path / "one", values=[1.0, (1.0, float("nan"))])
     with pytest.raises(FloatingPointError, match="none yet"):
         Run(tmp_path / "early", values=[float("nan")])
