@@ -30,6 +30,7 @@ from pipelines.sources import Source
 from pipelines.steps import finetune, mine
 from pipelines.steps.pairs import PairsConfig, pairs_step
 from pipelines.tables import read_table
+from pipelines.training.pair_streams import make_batch
 from tests.pipelines.conftest import Books, png, run_step, words, write_pairs
 from tests.tiny import enliven
 
@@ -280,7 +281,7 @@ def test_mined_negatives_are_hard_and_reach_the_batches(given: Given, base: Arti
     assert np.mean(hard) > np.mean(easy) + 1.5 * np.std(easy)
     files = plain[0].result["train"]["pairs/words"]
     make = partial(
-        finetune.make_batch,
+        make_batch,
         config=finetune.FinetuneConfig(num_negatives=3, max_tokens=64),
         spec=BackboneSpec.from_dict(base.result["spec"]),
         tokenizer=base.path(base.result["tokenizer"]),
