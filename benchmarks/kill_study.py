@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import yaml
 from kill_plans import Hit, Plan, Reference, Row, judge, plans, whom
-from ray_nodes import READABLE, Nodes, kill_marked, marked
+from ray_nodes import CPUS, READABLE, Nodes, kill_marked, marked
 from watched_command import CHECKPOINT_EVERY, RECIPE, REPOSITORY, STAGES, STEPS, Command, Failed, Outcome, outcome_of
 
 STUDY, RUN = "MOCA_BENCHMARK_STUDY", "MOCA_BENCHMARK_RUN"  # what their processes are found by
@@ -69,6 +69,8 @@ class Study:
         shutil.rmtree(root, ignore_errors=True)
         for step in copied:
             shutil.copytree(self.folder / step, root / Path(step).name)
+        if clustered:  # so that a node holds one worker
+            options += ("--set", f"cluster.cpus_per_worker={CPUS - 1}")
         arguments = ["--recipe", str(self.folder / "recipe.yaml"), "--root", str(root), *options]
         return Command(arguments, environment, self.folder / f"{name}.log")
 

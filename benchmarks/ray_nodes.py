@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 
+CPUS = 4  # of a node: logical, what Ray hands out
 NODE = "MOCA_BENCHMARK_NODE"
 READABLE = {"SPT_NOENV": "1"}  # Ray's titles of processes would be written over their environments
 _RAY = str(Path(sys.executable).with_name("ray"))
 
 
 class Nodes:
-    """A head that drivers connect to and that has no CPUs, and `count` nodes with two each, with Ray's authentication on.
+    """A head that drivers connect to and that has no CPUs, and `count` nodes with four each, with Ray's authentication on.
 
     `environment` reaches the cluster from a driver, and is what all of its processes start with.
     """
@@ -42,7 +43,7 @@ class Nodes:
 
     def add(self) -> None:
         # One log monitor is enough where all nodes write to one folder: each would repeat every line.
-        joining = ["--address", self._address, "--num-cpus", "2", "--include-log-monitor", "false"]
+        joining = ["--address", self._address, "--num-cpus", str(CPUS), "--include-log-monitor", "false"]
         self.names.append(self._start(joining))
 
     def lose(self, name: str) -> None:

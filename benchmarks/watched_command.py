@@ -29,7 +29,7 @@ RECIPE = {
     "finetune": {"steps": STEPS, "batch_size": PAIRS, "max_tokens": 96},
     "evaluate": {"max_tokens": 96},
     "export": {"max_tokens": 256},
-    "cluster": {"num_workers": 2, "cpus_per_worker": 1.5, "data_tasks_per_worker": 1},  # a node of 2 CPUs holds one
+    "cluster": {"num_workers": 2, "data_tasks_per_worker": 1},
     "tracking": {"log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY},
 }
 WRITING = float("inf")  # the last step is done, the model not yet written
