@@ -50,6 +50,7 @@ class Study:
         self.environment["RAY_worker_niceness"] = "0"  # 15 by default: beside other work, workers would hardly move
         self.environment |= {"TMPDIR": self.scratch, "MOCA_CACHE": f"{self.scratch}/cache"}
         self.nodes: Nodes | None = None
+        self.pace = 1.0  # the machine may have become quicker since the undisturbed runs: the time of a run, in theirs
         self._workers: tuple[float, list[psutil.Process]] = (0.0, [])
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
@@ -112,12 +113,15 @@ class Study:
             copied, at_s = (*MADE_ONCE, f"{reference.name}/pretrain"), at_s - reference.stages_s[0]
         elif plan.when == "before a checkpoint":
             settings = ["--set", f"tracking.checkpoint_every_steps={STEPS}"]
+        at_s *= self.pace
         command = self.start(plan.name, "--until", stages[-1], *settings, clustered=plan.clustered, copied=copied)
         hits: list[Hit] = []
         try:
             for victim in plan.victims:
                 ready = after(draw.uniform(0, 20)) if hits else self.moment(plan, command, draw, at_s)
                 if (hit := self.hit(victim, ready, plan, command, draw)) is None:
+                    if plan.when == "any time":
+                        self.pace *= min(1.0, command.training_s() / at_s)
                     return None
                 hits.append(hit)
             command.finish(HANGS_S)
