@@ -73,7 +73,7 @@ class StageRun:
         before = self.state["consumed"]
         digest = hashlib.sha256(f"{before['digest']} {report.step} {report.content}".encode()).hexdigest()
         self.state["consumed"] = {"rows": before["rows"] + report.rows, "digest": digest}
-        if report.step >= 0.8 * self.config.steps:
+        if report.step >= self.config.steps - max(1, self.config.steps // 5):
             late = self.state["observed"]
             for name, value in report.observed.items():
                 late[name] = (value + late[name]).tolist() if name in late else value.tolist()

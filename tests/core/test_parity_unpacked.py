@@ -41,7 +41,7 @@ def objective(folder, spec, causal=False, **options):
 def packed(module, batch):
     """(mean losses, gradients) of one pack."""
     terms = module(batch)
-    means = {n: term.sum / max(1, term.count) for n, term in terms.items()}
+    means = {n: terms[n].sum / max(1, terms[n].count) for n in module.weights}
     sum(module.weights[n] * mean for n, mean in means.items()).backward()
     return {n: mean.item() for n, mean in means.items()}, gradients(module)
 
