@@ -102,7 +102,7 @@ def columns(attention: dict[str, Attention]) -> str:
 
 def summary(result: dict) -> list[tuple[str, object]]:
     """The numbers of a stage that belong on a model card."""
-    shown = [(key, result[key]) for key in ("parameters", "steps", "attention") if key in result]
+    shown = [(key, result[key]) for key in ("parameters", "steps", "attention", "matryoshka_dims") if key in result]
     shown += [(f"share of {name}", f"{share:.3f}") for name, share in result.get("shares", {}).items()]
     return shown + [
         (f"{end} {name}", f"{value:.3f}") for end in ("first", "last") for name, value in result.get(end, {}).items()

@@ -117,7 +117,8 @@ def run(context: Context) -> dict:
         lora=config.lora if config.lora.rank else None,
     )
     draw_similarities(context, state["observed"]["pairs"], sorted(weights))
-    return result
+    dims = config.loss.matryoshka_dims
+    return result | ({"matryoshka_dims": list(dims)} if dims else {})
 
 
 def draw_similarities(context: Context, sums: list[list[float]], tasks: list[str]) -> None:
