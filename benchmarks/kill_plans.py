@@ -10,12 +10,12 @@ VICTIMS = ("worker", "driver", "node")
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: who is killed, one after the other, and when the first of them: at a drawn moment where nothing else is said."""
+    """A run: who is killed, one after the other, and when the first of them."""
 
     name: str
     victims: tuple[str, ...]
     clustered: bool
-    when: str = "any time"
+    when: str
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ def plans(runs: int, aimed: bool) -> list[Plan]:
     drawn = []
     for number in range(runs):
         victim = VICTIMS[number % 3]
-        drawn.append(Plan(str(number + 1), (victim,), clustered=victim == "node" or number // 3 % 2 == 1))
+        clustered = victim == "node" or number // 3 % 2 == 1
+        drawn.append(Plan(str(number + 1), (victim,), clustered, "any step" if number % 2 else "any time"))
     if aimed:
         drawn.append(Plan("early", ("worker",), clustered=False, when="before a checkpoint"))
         drawn.append(Plan("upload", ("worker",), clustered=True, when="in an upload"))
-        drawn.append(Plan("twice", ("node", "driver"), clustered=True))
-        drawn.append(Plan("again", ("worker", "worker"), clustered=False))
+        drawn.append(Plan("twice", ("node", "driver"), True, "any step"))
+        drawn.append(Plan("again", ("worker", "worker"), False, "any step"))
     return drawn
 
 

@@ -3,15 +3,15 @@
     python benchmarks/kill_study.py --runs 20 --seed 0 [--aimed] [--folder FOLDER]
 
 Every run is `python pipelines/full.py` with a tiny model on two workers, in pre-training or in fine-tuning, with a checkpoint every few
-steps. A SIGKILL ends by turns a training worker, the driver (alone, or with all that it started) or a whole Ray node, at a moment
-drawn over the time that both stages take undisturbed; that decides the stage. What comes before it is made once and copied, what comes
-after follows from its weights and is left out. The driver is started again, the node replaced. Every other round runs on a
-cluster of nodes, the others on the Ray inside the driver; nodes are always lost on a cluster. `--aimed` adds kills before the
-first checkpoint and during the upload of one (with both stages), and two kills in one run.
+steps. By turns a SIGKILL ends a training worker, the driver (alone, or with all that it started) or a whole Ray node: in one run at a
+moment drawn over the time that both stages take undisturbed, in the next at a drawn step. What comes before the stage of the kill is
+made once and copied, what comes after follows from its weights and is left out. The driver is started again, the node replaced.
+Every other round runs on a cluster of nodes, the others on the Ray inside the driver; nodes are always lost on a cluster.
+`--aimed` adds kills before the first checkpoint and during the upload of one, and two kills in one run.
 
 A line per run: what was killed and where, how often workers were started again, how long it took to be past that point, whether the
-weights are those of an undisturbed run, and whether the rows that were trained on are, each once.
-FAIL, and exit code 1, if any differs, or if the command fails or hangs. With a `--folder` the same command goes on where it was
+weights are those of an undisturbed run, and whether the rows that were trained on are, each once. FAIL, and exit code 1, if any
+differs, or if the command fails or hangs. With a `--folder` the same command goes on where it was
 interrupted, and what the pipeline printed stays there. Linux only. A run takes one to two minutes on two cores.
 """
 
@@ -105,25 +105,22 @@ class Study:
         return row
 
     def attempt(self, plan: Plan, draw: np.random.Generator, reference: Reference) -> Row | None:
-        stages, copied, settings = STAGES, MADE_ONCE, []
         at_s = draw.uniform(0, sum(reference.stages_s))
-        if plan.when == "any time" and at_s < reference.stages_s[0]:
-            stages = STAGES[:1]
-        elif plan.when == "any time":
-            copied, at_s = (*MADE_ONCE, f"{reference.name}/pretrain"), at_s - reference.stages_s[0]
-        elif plan.when == "before a checkpoint":
-            settings = ["--set", f"tracking.checkpoint_every_steps={STEPS}"]
-        at_s *= self.pace
+        stage = {"any time": int(at_s >= reference.stages_s[0]), "any step": int(draw.integers(2))}.get(plan.when, 0)
+        at_s = (at_s - sum(reference.stages_s[:stage])) * self.pace
+        stages, copied = STAGES[: stage + 1], (*MADE_ONCE, *([f"{reference.name}/pretrain"] if stage else []))
+        settings = ["--set", f"tracking.checkpoint_every_steps={STEPS}"] if plan.when == "before a checkpoint" else []
         command = self.start(plan.name, "--until", stages[-1], *settings, clustered=plan.clustered, copied=copied)
+        ready = self.moment(plan, command, stage, at_s, draw)
         hits: list[Hit] = []
         try:
             for victim in plan.victims:
-                ready = after(draw.uniform(0, 20)) if hits else self.moment(plan, command, draw, at_s)
                 if (hit := self.hit(victim, ready, plan, command, draw)) is None:
                     if plan.when == "any time":
                         self.pace *= min(1.0, command.training_s() / at_s)
                     return None
                 hits.append(hit)
+                ready = after(draw.uniform(0, 20))
             command.finish(HANGS_S)
             found = outcome_of(self.folder / plan.name, stages)
             return judge(plan, hits, command, found, Outcome(**reference.outcome))
@@ -143,8 +140,11 @@ class Study:
         command.finish(0)
         return None
 
-    def moment(self, plan: Plan, command: Command, draw: np.random.Generator, at_s: float) -> Callable[[], bool]:
+    def moment(self, plan: Plan, command: Command, stage: int, at_s: float, draw) -> Callable[[], bool]:
         """Whether it is time for the first kill."""
+        if plan.when == "any step":
+            place = (stage, int(draw.integers(1, STEPS)))
+            return lambda: command.reached() >= place
         if plan.when == "before a checkpoint":
             return lambda: command.reached() >= (0, 3)
         if plan.when == "in an upload":
