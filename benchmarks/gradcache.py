@@ -1,6 +1,6 @@
 """GradCache: memory and time of contrastive batches from 64 to 4096 pairs, against the plain step and against sentence-transformers.
 
-    python benchmarks/gradcache.py [--pairs 64 256 1024 4096] [--tokens 4096]
+    python benchmarks/gradcache.py [--pairs 64 256 1024 4096] [--tokens 2048]
 
 The same weights, the same pairs of real texts (what a function does -> its documentation), fp32, one thread, the same number of tokens
 at a time. Every figure comes from a process of its own. Memory is what the step adds to the process, data and gradients included.
@@ -41,7 +41,7 @@ from moca_core.types import Pair, PairBatch, Segment
 TEMPERATURE = 0.05
 MAX_TOKENS = 192
 METHODS = ("plain", "gradcache", "sentence-transformers")
-OTHERS_UP_TO = 1024  # pairs: beyond, the plain step does not fit and the other takes many minutes
+OTHERS_UP_TO = 256  # pairs: beyond, the plain step takes gigabytes and the other library many minutes
 REPEATS = 3  # passes over the smallest batch, of which the best counts
 SIZES = bootstrap.TinyConfig(text_hidden=256, text_layers=6, text_intermediate=768)
 
@@ -158,7 +158,7 @@ def trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[64, 256, 1024, 4096], help="batch sizes")
-    parser.add_argument("--tokens", type=int, default=4096, help="in one forward pass of the cached methods")
+    parser.add_argument("--tokens", type=int, default=2048, help="in one forward pass of the cached methods")
     parser.add_argument("--child", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
