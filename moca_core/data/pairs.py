@@ -1,10 +1,10 @@
 """Pairs to a contrastive batch: queries and candidates as one packed stream."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from moca_core.data.answers import number
 from moca_core.data.masking import packed_stream
 from moca_core.data.render import Renderer
 from moca_core.data.rows import packed_row, sequence_row
@@ -37,7 +37,7 @@ def collate_pairs(
         owners += [owner] * len(right + wrong)
         positive += [True] * len(right) + [False] * len(wrong)
         groups += [_answer(candidate, pair) for candidate in right + wrong]
-        answered += [_number(query)] * len(right) + [0] * len(wrong)
+        answered += [number(query)] * len(right) + [0] * len(wrong)
     sequences = [renderer.first(content) for content in [*(pair.query for pair in pairs), *candidates]]
     row = packed_row([sequence_row("", sequence) for sequence in sequences], renderer.spec)
     return PairBatch(
@@ -54,9 +54,5 @@ def collate_pairs(
 def _answer(candidate: Content, pair: Pair) -> int:
     """The answer that a candidate is: the pair's group for any of its right answers, also one listed as wrong by mistake."""
     if pair.group is not None and candidate in pair.positives:
-        return _number(pair.group)
-    return _number(content_id(candidate))
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        return number(pair.group)
+    return number(content_id(candidate))

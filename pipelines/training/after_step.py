@@ -1,6 +1,7 @@
 """What happens after every step of a stage, on every rank alike: the verdict, the log, validation, snapshots, checkpoints."""
 
 import hashlib
+import math
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pipelines.training.config import StageConfig
 from pipelines.training.guard import Guard
 from pipelines.training.loop import StepReport, evaluate
 from pipelines.training.progress import Progress
+from pipelines.training.stage import SNAPSHOT_FILE
 
 if TYPE_CHECKING:
     from cluster.engine import Engine
@@ -89,13 +91,15 @@ class StageRun:
         self.record(row, step)
         parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.say(f"validation after {step + 1} steps: {parts}")
+        if not math.isfinite(losses["total"]):
+            raise FloatingPointError(
+                f"{self.job['label']}, step {step}: the loss of what is held out is {losses['total']}"
+            )
         return losses["total"]
 
     def snapshot(self, done: int) -> None:
         """Writes the trained weights, whole, beside the checkpoints."""
         from safetensors.torch import save_file
-
-        from pipelines.training.stage import SNAPSHOT_FILE
 
         weights = self.engine.weights()
         if self.worker.rank == 0:

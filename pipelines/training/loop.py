@@ -10,11 +10,8 @@ import numpy as np
 import torch
 
 from cluster.engine import Engine
-from moca_core.loss import LossTerm
-from pipelines.training.backward import BackwardPass, whole_batches
+from pipelines.training.backward import BackwardPass, Terms, whole_batches
 from pipelines.training.config import TrainingConfig
-
-Terms = dict[str, LossTerm]
 
 
 class Objective(Protocol):
@@ -80,7 +77,7 @@ def train(
         passed = list(backward_pass(engine, objective, batches, partial(_loss, objective.weights, counts)))
         learning_rate = config.learning_rate_at(step)
         grad_norm = engine.step(learning_rate)
-        sums = [torch.stack([terms[name].sum.detach().double() for name in names]) for terms in passed]
+        sums = [torch.stack([terms[name].sum.double() for name in names]) for terms in passed]
         means = _means(names, sum_over_ranks(sum(sums)), counts)
         total = sum(weight * means[name] for name, weight in objective.weights.items())
         observed = _observations(passed, names, sum_over_ranks)

@@ -58,6 +58,8 @@ def train_stage(
     history, validation = state["history"], state["validation"]
     draw_losses(context, history, losses, validation)
     storage.delete(context.path(CHECKPOINTS))
+    for folder in snapshots:  # its weights are in its model now
+        storage.delete(context.path(folder, SNAPSHOT_FILE))
     return {
         **paths,
         "snapshots": [storage.join(folder, paths["model"]) for folder in snapshots],
