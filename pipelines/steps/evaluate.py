@@ -9,7 +9,7 @@ from cluster.workers import run_tasks
 from moca_core.data.schema import tables_to_task
 from moca_core.metrics import chance_at_1, ndcg, precision_at_1
 from moca_core.types import Attention, EvalTask
-from pipelines.plots import score_bars
+from pipelines.pictures.scores import score_bars
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_table
 

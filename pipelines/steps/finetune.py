@@ -10,7 +10,7 @@ from moca_core.lora import Lora
 from moca_core.objective.contrastive_config import ContrastiveConfig
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
-from pipelines.plots import similarity_histograms
+from pipelines.pictures.similarities import similarity_histograms
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import StageConfig
 from pipelines.training.pair_streams import held_out_pairs, training_over_pairs

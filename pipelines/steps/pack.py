@@ -14,7 +14,7 @@ from moca_core.rng import generator
 from moca_core.spec import BackboneSpec
 from pipelines.cleaned import CleanedCorpus, Group
 from pipelines.mixture import Share, tree
-from pipelines.plots import mixture_bars
+from pipelines.pictures.mixture import mixture_bars
 from pipelines.runner.step import Context, Step
 from pipelines.tables import table_writer
 

@@ -9,7 +9,7 @@ from cluster import storage
 from cluster.workers import Worker, run_tasks, run_workers
 from moca_core.lora import Lora
 from moca_core.types import Attention
-from pipelines.plots import loss_curves
+from pipelines.pictures.losses import loss_curves
 from pipelines.runner.step import Context
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipelines.plots import similarity_histograms
+from pipelines.pictures.similarities import similarity_histograms
 
 BINS = 100
 
