@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster.communication import communicating
+
 
 def rank() -> int:
     """This process's number in the group, 0 without a group."""
@@ -39,7 +41,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over ranks as a new tensor without gradient; the argument stays as it is."""
     total = tensor.detach().clone()
     if dist.is_initialized():
-        dist.all_reduce(total)
+        with communicating():
+            dist.all_reduce(total)
     return total
 
 
@@ -77,7 +80,8 @@ def _gather(tensor: Tensor, rows: Sequence[int]) -> Tensor:
     if len(tensor) < longest:
         filled = torch.cat([filled, filled.new_zeros(longest - len(tensor), *tensor.shape[1:])])
     parts = [torch.empty_like(filled) for _ in rows]
-    dist.all_gather(parts, filled)
+    with communicating():
+        dist.all_gather(parts, filled)
     return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cluster.communication import communicating
 from cluster.engine import EngineConfig
 from cluster.torch_engine import TorchEngine
 
@@ -32,9 +33,10 @@ class DataParallelEngine(TorchEngine):
 
     def step(self, lr: float) -> float:
         self._fill_gradients()
-        sums = [dist.all_reduce(weight.grad, async_op=True) for weight in self._weights()]
-        for running in sums:
-            running.wait()
+        with communicating():
+            sums = [dist.all_reduce(weight.grad, async_op=True) for weight in self._weights()]
+            for running in sums:
+                running.wait()
         return super().step(lr)
 
     def save(self, directory: str, state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.checkpoint import MANIFEST, ZERO_TAG, read_manifest, reshard_zero, write_manifest
+from cluster.communication import count_deepspeed
 from cluster.deepspeed_config import disable_shm_op, optimizer_of, require_disk, zero_config
 from cluster.engine import EngineConfig, require_same_trained, set_lr, trained_parameters
 
@@ -49,6 +50,7 @@ class DeepSpeedEngine:
             config=zero_config(config, size),
             dist_init_required=False,
         )
+        count_deepspeed()
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device(self._engine.device)
         self.module = module

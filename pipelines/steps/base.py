@@ -16,7 +16,7 @@ from moca_core.types import Document
 from pipelines.cleaned import CleanedCorpus
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import TrainingConfig
-from pipelines.training.stage import draw_losses
+from pipelines.training.stage import draw_training
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SAMPLE_BYTES = 256 * 2**20  # of documents: more than a tiny model reads in its few steps
@@ -64,7 +64,7 @@ class BaseConfig(TrainingConfig):
 
 
 def base_step(config: BaseConfig) -> Step:
-    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=3)
+    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=4)
 
 
 def run(context: Context) -> dict:
@@ -73,14 +73,13 @@ def run(context: Context) -> dict:
     if config.model:
         context.say(f"copying {config.model}")
         (result,) = run_tasks(copy_checkpoint, [(config, context.path("model"))], cpus=1, gpus=0)
-        history = []
     else:
         cleaned = CleanedCorpus.of(context.inputs["corpus"], context.inputs["clean"])
         tracking = (context.tracking_uri, context.run.run_id)
         gpus = min(1, context.execution.cluster.gpus_per_worker)
         job = (config, cleaned, context.path("model"), tracking, context.execution.log_every_steps)
         result, history = run_tasks(bootstrap, [job], cpus=1, gpus=gpus)[0]
-        draw_losses(context, history, ["mlm"])
+        result |= draw_training(context, history, ["mlm"])
         result |= {"first": {"causal_lm": history[0]["mlm"]}, "last": {"causal_lm": history[-1]["mlm"]}}
     context.say(f"{result['parameters'] / 1e6:.1f} M parameters")
     context.run.log_metrics({"parameters": result["parameters"]})

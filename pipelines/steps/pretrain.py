@@ -58,7 +58,7 @@ class PretrainConfig(StageConfig):
 
 
 def pretrain_step(config: PretrainConfig) -> Step:
-    return Step("pretrain", run, config, needs=("base", "pack"), code_version=2, resumable=True)
+    return Step("pretrain", run, config, needs=("base", "pack"), code_version=3, resumable=True)
 
 
 def run(context: Context) -> dict:

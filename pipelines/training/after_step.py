@@ -25,7 +25,7 @@ class StageRun:
     """A stage in training.
 
     `state` travels in checkpoints: step (steps done), history (logged rows), validation (its rows), consumed (what was trained on),
-    guard, observed (sums over the last fifth of the steps).
+    guard, observed (sums over the last fifth of the steps), tokens_seen.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class StageRun:
         self.state = state or {"step": 0, "history": [], "validation": [], "consumed": consumed, "observed": {}}
         self.saved = self.state["step"]
         self.guard = Guard(config.abort_above, self.state.get("guard"))
-        self.progress = Progress(job["label"], config.steps, job["log_every"], training.explain)
+        seen = self.state.get("tokens_seen", 0)
+        self.progress = Progress(job["label"], config.steps, job["log_every"], training.explain, seen)
         self.noticed = False
 
     def after_step(self, report: StepReport) -> None:
@@ -58,6 +59,7 @@ class StageRun:
             self.state["history"].append(row)
             self.record(row, report.step)
             self.say(self.progress.line(row), bare=True)
+        self.state["tokens_seen"] = self.progress.tokens_seen
         score = self.validate(report.step) if self.config.validates_after(done) else None
         if done in self.config.snapshots:
             self.snapshot(done)
@@ -87,7 +89,7 @@ class StageRun:
         stream = self.training.open_validation()
         losses, observed = evaluate(self.engine, self.training.objective, stream, collectives.all_reduce_sum)
         row = {f"validation/{name}": value for name, value in (losses | self.training.explain(observed)).items()}
-        self.state["validation"].append({"step": step, **row})
+        self.state["validation"].append({"step": step, "tokens_seen": self.state["tokens_seen"], **row})
         self.record(row, step)
         parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.say(f"validation after {step + 1} steps: {parts}")

@@ -67,6 +67,7 @@ def run_training(worker: Worker, job: dict[str, Any], config: StageConfig, train
     and run id).
     """
     from cluster import collectives, tracking
+    from cluster.communication import communicated_s
     from cluster.devices import peak_flops_per_s
     from cluster.engine import open_engine
 
@@ -85,6 +86,7 @@ def run_training(worker: Worker, job: dict[str, Any], config: StageConfig, train
         backward_pass=training.backward_pass,
         notice=worker.preempted,
         peak_flops_per_s=peak_flops_per_s(engine.device, config.precision),
+        communicated_s=communicated_s,
     )
     run.flush()
     engine.close()

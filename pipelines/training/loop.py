@@ -12,6 +12,7 @@ import torch
 from cluster.engine import Engine
 from pipelines.training.backward import BackwardPass, Terms, whole_batches
 from pipelines.training.config import TrainingConfig
+from pipelines.training.stopwatch import PARTS, Stopwatch
 
 
 class Objective(Protocol):
@@ -35,7 +36,8 @@ class StepReport:
     """What a step gave, over all ranks. `metrics` are for people, `observed` what an objective observed on the way.
 
     `rows` sequences were trained on, and `content` is a number that they have in whatever order and on whichever ranks.
-    `bad_micro_batches` are those of this rank whose own loss was not finite. `notice` says that some rank is about to be taken away.
+    `bad_micro_batches` are those of this rank whose own loss was not finite. `seconds` are those since the step before, by what they
+    went to (`Stopwatch`), on average over ranks. `notice` says that some rank is about to be taken away.
     """
 
     step: int
@@ -45,6 +47,7 @@ class StepReport:
     content: int
     notice: bool
     bad_micro_batches: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -58,29 +61,39 @@ def train(
     backward_pass: BackwardPass = whole_batches,
     notice: Callable[[], bool] = lambda: False,
     peak_flops_per_s: float | None = None,
+    communicated_s: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Trains over the stream; `after_step` judges, logs and saves, on every rank.
 
     `peak_flops_per_s` of one worker's device gives the metric "mfu", the share of it that the step's FLOPs came to, waiting
-    included. `notice` is asked once a step whether this rank is about to be taken away.
+    included. `notice` is asked once a step whether this rank is about to be taken away. `communicated_s` are this process's seconds
+    in collectives.
     """
     batches_of = iter(stream)
+    watch = Stopwatch(engine.device, communicated_s)
     clock = time.perf_counter()
     while (item := next(batches_of, None)) is not None:
         step, batches = item
         data_wait_s = time.perf_counter() - clock
+        watch.lap("data")
         names = list(objective.weights)
         before = torch.cat([_counts(objective, batches), _work(objective, batches, notice())])
         summed = sum_over_ranks(before.to(engine.device)).tolist()
         counts = dict(zip(names, summed, strict=False))
         tokens, flops, rows, content, noticed = summed[len(names) :]
+        watch.lap("communication")  # the wait for the last rank's batches
         passed = list(backward_pass(engine, objective, batches, partial(_loss, objective.weights, counts)))
+        watch.lap("compute")
         learning_rate = config.learning_rate_at(step)
         grad_norm = engine.step(learning_rate)
+        watch.lap("optimizer")
         sums = [torch.stack([terms[name].sum.double() for name in names]) for terms in passed]
         means = _means(names, sum_over_ranks(sum(sums)), counts)
         total = sum(weight * means[name] for name, weight in objective.weights.items())
         observed = _observations(passed, names, sum_over_ranks)
+        watch.lap("communication")
+        spent = sum_over_ranks(torch.tensor(watch.read(), dtype=torch.float64, device=engine.device))
+        seconds = dict(zip(PARTS, (spent / engine.world_size).tolist(), strict=True))
         elapsed = time.perf_counter() - clock
         metrics = means | {
             "total": total,
@@ -95,7 +108,8 @@ def train(
             metrics["mfu"] = flops / elapsed / engine.world_size / peak_flops_per_s
         finite = np.isfinite([total, grad_norm]).all()
         bad = [] if finite else [number for number, part in enumerate(sums) if not part.isfinite().all()]
-        after_step(StepReport(step, metrics, observed, int(rows), int(content), bool(noticed), bad))
+        after_step(StepReport(step, metrics, observed, int(rows), int(content), bool(noticed), bad, seconds))
+        watch.lap("between")
         clock = time.perf_counter()
 
 

@@ -10,14 +10,28 @@ from pipelines.training.loop import StepReport
 Explain = Callable[[dict[str, np.ndarray]], dict[str, float]]
 """Observations summed over some steps to named numbers."""
 
-HIDDEN = {"step", "tokens", "tokens_per_s", "tflops_per_s", "mfu", "data_wait", "learning_rate", "grad_norm"}
+HIDDEN = {
+    *("step", "step_s", "tokens", "tokens_seen", "tokens_per_s", "tflops_per_s", "mfu", "data_wait"),
+    *("learning_rate", "grad_norm"),
+}
 
 
 class Progress:
-    """Means of metrics over the last `every` steps, what was observed in them, and a line a person can read."""
+    """Means of metrics over the last `every` steps, what was observed in them, and a line a person can read.
 
-    def __init__(self, label: str, steps: int, every: int, explain: Explain = lambda observed: {}) -> None:
+    `tokens_seen` counts those of all steps so far; a run that goes on brings what it had.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        steps: int,
+        every: int,
+        explain: Explain = lambda observed: {},
+        tokens_seen: int = 0,
+    ) -> None:
         self.label, self.steps, self.every, self.explain = label, steps, every, explain
+        self.tokens_seen = tokens_seen
         self.window: list[StepReport] = []
         self.started, self.first_step = time.perf_counter(), None
 
@@ -27,12 +41,17 @@ class Progress:
         if self.first_step is None:
             self.first_step = step
         self.window.append(report)
+        self.tokens_seen += round(report.metrics["tokens"])
         if (step + 1) % self.every and step + 1 != self.steps and step != 0:
             return None
         row = {name: sum(r.metrics[name] for r in self.window) / len(self.window) for name in report.metrics}
         observed = {name: sum(r.observed[name] for r in self.window) for name in report.observed}
+        seconds = {part: sum(r.seconds[part] for r in self.window) for part in report.seconds}
+        whole = sum(seconds.values())
+        shares = {f"time/{part}": spent / whole for part, spent in seconds.items()}
+        row |= {"tokens_seen": self.tokens_seen, "step_s": whole / len(self.window)}
         self.window.clear()
-        return {"step": step, **row, **self.explain(observed)}
+        return {"step": step, **row, **shares, **self.explain(observed)}
 
     def line(self, row: dict[str, float]) -> str:
         done = row["step"] + 1

@@ -1,5 +1,6 @@
 """What both training stages do around their workers: start them, turn the last checkpoint into a model folder, draw the losses."""
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from cluster.workers import Worker, run_tasks, run_workers
 from moca_core.lora import Lora
 from moca_core.types import Attention
 from pipelines.pictures.losses import loss_curves
+from pipelines.pictures.time_spent import shares_of_time, time_spent
 from pipelines.runner.step import Context
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ def train_stage(
     """Trains on Ray Train workers and writes `model/` below the step's folder. `job` is what the stage's own worker reads.
 
     Returns (result, last state of the run). The result is {"model", "steps", "attention", "restarts", "consumed", "first", "last",
-    "snapshots"} with the first and the last logged losses, "validation" with what is held out, and "adapter" where the worker
-    trains adapters (`lora`).
+    "snapshots", "tokens_seen", "time"} with the first and the last logged losses, "validation" with what is held out, and "adapter"
+    where the worker trains adapters (`lora`).
     """
     execution, config = context.execution, context.config
     job = job | {
@@ -56,7 +58,7 @@ def train_stage(
     paths = run_tasks(write_model, writing, cpus=1, gpus=0)[0]
     state = outcome.value
     history, validation = state["history"], state["validation"]
-    draw_losses(context, history, losses, validation)
+    drawn = draw_training(context, history, losses, validation)
     storage.delete(context.path(CHECKPOINTS))
     for folder in snapshots:  # its weights are in its model now
         storage.delete(context.path(folder, SNAPSHOT_FILE))
@@ -69,6 +71,7 @@ def train_stage(
         "consumed": state["consumed"],
         "first": {name: history[0][name] for name in losses},
         "last": {name: history[-1][name] for name in losses},
+        **drawn,
         **({"validation": validation} if validation else {}),
     }, state
 
@@ -113,9 +116,14 @@ def read_weights(folder: str) -> "dict[str, Tensor]":
     return load_file(snapshot) if snapshot.is_file() else consolidate(folder)
 
 
-def draw_losses(
+def draw_training(
     context: Context, history: list[dict[str, float]], losses: list[str], validation: Sequence[dict[str, float]] = ()
-) -> None:
-    uri = context.path("losses.png")
-    storage.write_atomic(uri, loss_curves(context.step, history, losses, validation))
-    context.run.log_artifact(storage.localize(uri))
+) -> dict[str, Any]:
+    """Keeps the logged rows as history.json, draws losses.png and time.png. For the result: {"tokens_seen", "time": {part: share}}."""
+    rows = json.dumps({"history": history, "validation": list(validation)}).encode()
+    pictures = {"losses.png": loss_curves(context.step, history, losses, validation)}
+    pictures["time.png"] = time_spent(f"where the time of {context.step} went", history)
+    for name, data in {"history.json": rows, **pictures}.items():
+        storage.write_atomic(context.path(name), data)
+        context.run.log_artifact(storage.localize(context.path(name)))
+    return {"tokens_seen": history[-1]["tokens_seen"], "time": shares_of_time(history)}

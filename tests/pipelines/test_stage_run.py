@@ -81,6 +81,9 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path):
     ]
     assert timeless[1] == timeless[3] and timeless[0][-1] == timeless[2][-1]
     assert resumed.run.state["consumed"] == whole.run.state["consumed"]
+    for kind in ("history", "validation"):  # one token a value
+        seen = [row["tokens_seen"] for row in resumed.run.state[kind]]
+        assert seen == [row["step"] + 1 for row in resumed.run.state[kind]] and seen[-1] == len(VALUES)
     assert whole.run.state["consumed"]["rows"] == 8 and json.dumps(whole.run.state)
 
 
