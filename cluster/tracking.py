@@ -15,6 +15,7 @@ from cluster.storage import is_local, join
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+    from mlflow.models import ModelSignature
 
 _FLUSH_S = 2.0
 _BATCH = 100  # entries per request; the server's limit for parameters
@@ -157,7 +158,14 @@ class Run:
         """Copy a local file, or a folder, to the run's artifacts."""
         self.client.log_artifact(self.run_id, local_path)
 
-    def log_model(self, name: str, code_path: str, model_dir: str, pip_requirements: list[str]) -> str:
+    def log_model(
+        self,
+        name: str,
+        code_path: str,
+        model_dir: str,
+        pip_requirements: list[str],
+        signature: "ModelSignature | None" = None,
+    ) -> str:
         """Log a model from code: the Python file `code_path` and the folder of weights that it loads, as they are.
 
         The code calls mlflow.models.set_model, and finds the folder as context.artifacts["model"]. Returns the
@@ -175,12 +183,33 @@ class Run:
                 python_model=code_path,
                 artifacts={"model": model_dir},
                 pip_requirements=pip_requirements,
+                signature=signature,
                 mlflow_model=Model(run_id=self.run_id, model_id=logged.model_id),
             )
             self.client.log_model_artifacts(logged.model_id, target)
         self.client.finalize_logged_model(logged.model_id, "READY")
         self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return f"models:/{logged.model_id}"
+
+    def register_model(self, name: str, model_uri: str, alias: str, description: str) -> str:
+        """A new version of the registered model `name`, which `alias` names from now on. Returns the version."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        model_id = model_uri.removeprefix("models:/")
+        files = self.client.get_logged_model(
+            model_id
+        ).artifact_location  # a models:/ URI would be looked up where MLflow's global one points
+        made = self.client.create_model_version(
+            name, source=files, run_id=self.run_id, model_id=model_id, description=description
+        )
+        self.client.set_registered_model_alias(name, alias, made.version)
+        return str(made.version)
 
     def finish(self, status: str) -> None:
         """End the run as "FINISHED", "FAILED" or "KILLED"."""

@@ -6,6 +6,7 @@ that renders exactly what training rendered.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,14 +24,25 @@ CHAT_TEMPLATE = (
 )
 
 
-def export_model(model_folder: str, out: str, spec: BackboneSpec, *, max_tokens: int, dtype: torch.dtype) -> None:
-    """Writes the finished folder, with the attention of the trained one. `max_tokens` is the longest sequence of its readers."""
+def export_model(
+    model_folder: str,
+    out: str,
+    spec: BackboneSpec,
+    *,
+    max_tokens: int,
+    dtype: torch.dtype,
+    matryoshka_dims: Sequence[int] = (),
+) -> None:
+    """Writes the finished folder, with the attention of the trained one. `max_tokens` is the longest sequence of its readers,
+    `matryoshka_dims` are the shorter vectors that it was trained to give too: serving engines offer those."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     model = load_backbone(model_folder, dtype)
     set_attention(model, attention_of(model))  # said at both levels, also where the trained folder says nothing
     weights = model.state_dict()
     weights.pop("lm_head.weight", None)  # an embedding model needs no language head
+    if matryoshka_dims:
+        model.config.matryoshka_dimensions = sorted(matryoshka_dims)
     save_backbone(model, out, weights)
     _write_processor(model_folder, folder, spec, max_tokens)
     _write_sentence_transformers(folder, spec, max_tokens)

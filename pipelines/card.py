@@ -1,5 +1,7 @@
 """The model card of an exported model: what it is and how it was made, read off the results of the stages that made it."""
 
+import yaml
+
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
 
@@ -8,6 +10,8 @@ ATTENTION = {
     "bidirectional": "bidirectional through `text_config.is_causal = false`, which needs transformers 5.2 or newer",
     "causal": "causal: a token sees what stands before it, and nothing after",
 }
+
+SHARES = ("documents", "tokens", "image_tokens")
 
 CARD = """\
 ---
@@ -28,14 +32,25 @@ model = SentenceTransformer("path/to/this/folder")
 vectors = model.encode(["a text", Image.open("page.png"), {{"image": Image.open("page.png"), "text": "a text"}}])
 ```
 
-`transformers.AutoModel` loads the same folder; the embedding is the mean of `last_hidden_state` over all tokens. Attention is
-{attention}.
+`transformers.AutoModel` and `AutoProcessor` load the same folder: render with the chat template, take the mean of `last_hidden_state`
+over all tokens, normalise. Attention is {attention}.
+{shorter}
+Served by vLLM (0.33 reads the attention, the pooling and the normalising from this folder; a batch must hold a whole input, as attention
+is not computed in chunks):
 
-## Precision@1 on held-out tasks
+```bash
+{vllm}
+curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' -d '{{"model": "{name}", "input": ["a text"]}}'
+```
+
+## Scores on held-out tasks
 
 {columns}
 
 {scores}
+## Data
+
+{data}
 ## How it was made
 
 {settings}
@@ -54,9 +69,19 @@ def model_card(
     stages: dict[str, dict],
     max_tokens: int,
     spec: BackboneSpec,
+    mixture: dict[str, dict[str, dict]],
+    pairs: dict[str, int],
+    recipe: dict[str, dict],
 ) -> str:
-    """`attention` is that of every model which was scored; `stages` are the results of those that ran, the last one's model is this."""
+    """`attention` is that of every model which was scored; `stages` are the results of those that ran, the last one's model is this.
+
+    `mixture` is what pre-training read, {source: {name: Share}} as `pack` records it, `pairs` how many there were of every task, `recipe`
+    the settings of every stage.
+    """
     lines = [f"- {stage}: " + ", ".join(f"{key} {value}" for key, value in summary(stages[stage])) for stage in stages]
+    said = yaml.safe_dump(recipe, sort_keys=False, width=120)
+    lines += ["", "<details><summary>Every setting</summary>", "", f"```yaml\n{said}```", "", "</details>"]
+    dims = stages["finetune"].get("matryoshka_dims", [])
     exported = attention[list(stages)[-1]]
     return CARD.format(
         name=name,
@@ -66,6 +91,11 @@ def model_card(
         attention=ATTENTION[exported],
         columns=columns(attention),
         scores=scores,
+        shorter=f"The first {', '.join(map(str, dims))} dimensions, normalised again, are embeddings too.\n"
+        if dims
+        else "",
+        vllm=vllm_command(name, max_tokens),
+        data=data(mixture, pairs),
         settings="\n".join(lines) + "\n",
         max_tokens=max_tokens,
         min_px=spec.min_image_px,
@@ -98,6 +128,26 @@ def columns(attention: dict[str, Attention]) -> str:
     if "base" not in attention:
         return "`chance` ranks at random."
     return f"`base` is the model before training, with {attention['base']} attention; `chance` ranks at random."
+
+
+def vllm_command(name: str, max_tokens: int) -> str:
+    """Whatever is not on this line vLLM reads from the folder; `benchmarks/vllm_reading.py` asks vLLM itself what it reads."""
+    batch = max(max_tokens, 8192)
+    lengths = f"--max-model-len {max_tokens} --max-num-batched-tokens {batch}"
+    return f"vllm serve path/to/this/folder --served-model-name {name} --runner pooling --convert embed {lengths}"
+
+
+def data(mixture: dict[str, dict[str, dict]], pairs: dict[str, int]) -> str:
+    """What it was trained on, as two lists."""
+    lines = []
+    if mixture:
+        lines += ["Continual pre-training, after cleaning:", ""]
+        for source, names in mixture.items():
+            documents, tokens, images = (sum(share[key] for share in names.values()) for key in SHARES)
+            lines.append(f"- {source}: {documents} documents, {tokens} tokens, {images} of them of images")
+        lines.append("")
+    lines += ["Fine-tuning:", "", *(f"- {task}: {count} pairs" for task, count in pairs.items())]
+    return "\n".join(lines) + "\n"
 
 
 def summary(result: dict) -> list[tuple[str, object]]:

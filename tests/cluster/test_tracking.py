@@ -137,6 +137,42 @@ def test_a_logged_model_loads(tracker: Tracker, uri: str, tmp_path: Path, monkey
     assert [file.path for file in tracker.client.list_artifacts(run.run_id)] == ["factor"]
 
 
+def test_the_newest_version_of_a_registered_model_has_the_alias(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.pyfunc import load_model
+
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import mlflow, pathlib\n"
+        "class Constant(mlflow.pyfunc.PythonModel):\n"
+        "    def load_context(self, context):\n"
+        "        self.value = pathlib.Path(context.artifacts['model'], 'value').read_text()\n"
+        "    def predict(self, context, model_input, params=None):\n"
+        "        return [self.value] * len(model_input)\n"
+        "mlflow.models.set_model(Constant())\n"
+    )
+    (tmp_path / "weights").mkdir()
+    signature: ModelSignature = infer_signature([{"text": "a"}], ["b"])
+    run = tracker.start_run("export")
+    for number in ("1", "2"):
+        (tmp_path / "weights" / "value").write_text(number)
+        logged = run.log_model("m", str(code), str(tmp_path / "weights"), ["torch"], signature)
+        assert run.register_model("m", logged, "newest", "what it is") == number
+    run.finish("FINISHED")
+    newest = tracker.client.get_model_version_by_alias("m", "newest")
+    assert (newest.version, newest.description, newest.run_id) == (2, "what it is", run.run_id)
+    assert tracker.client.get_model_version("m", "1").aliases == []
+
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    loaded = load_model("models:/m@newest")
+    assert loaded.metadata.signature == signature
+    assert loaded.predict([{"text": "a"}]) == ["2"]
+    with pytest.raises(mlflow.MlflowException, match="text"):
+        loaded.predict([{"other": "a"}])
+
+
 def test_an_experiment_is_found_again(tracker: Tracker, uri: str, root: Path) -> None:
     assert open_tracker(uri, "moca", str(root / "artifacts")).experiment_id == tracker.experiment_id
     other = open_tracker(uri, "other", str(root / "artifacts"))

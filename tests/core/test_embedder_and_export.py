@@ -16,7 +16,8 @@ from moca_core.backbone import load_backbone, save_backbone
 from moca_core.embedder import Embedder
 from moca_core.export import export_model
 from moca_core.folder import copy_processor
-from moca_core.parity import ParityError, check_attention, check_export, encode_with_sentence_transformers
+from moca_core.parity import LEAST_COSINE, ParityError, check_attention, check_export
+from moca_core.readers import as_message, fits_mteb, with_mteb, with_sentence_transformers, with_transformers
 from moca_core.spec import read_spec
 
 BOTH_ORDERS = (
@@ -131,7 +132,7 @@ def test_export_is_equal_in_transformers(exported, embedder):
 
 def test_export_is_equal_in_sentence_transformers(exported, embedder):
     contents = [*CONTENTS, *BOTH_ORDERS]
-    vectors = encode_with_sentence_transformers(exported, contents)
+    vectors = with_sentence_transformers(exported, contents)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert lowest_cosine(vectors, embedder.encode(contents)) >= 0.9999
 
@@ -165,8 +166,6 @@ def test_plain_inputs_of_sentence_transformers(exported, embedder):
 
 
 def test_the_exported_template_renders_what_was_trained(exported, embedder):
-    from moca_core.parity import as_message
-
     tokenizer = AutoTokenizer.from_pretrained(exported)
     for content in (*CONTENTS, *BOTH_ORDERS):
         said = tokenizer.apply_chat_template(as_message(content), tokenize=False)
@@ -182,7 +181,7 @@ def test_check_export_passes_what_is_equal(any_folder, tmp_path):
     trained, out = write_trained(any_folder, tmp_path / "trained", "bidirectional"), str(tmp_path / "out")
     export_model(trained, out, read_spec(trained), max_tokens=512, dtype=torch.float32)
     lowest = check_export(out, Embedder(trained, device="cpu"), list(BOTH_ORDERS))
-    assert set(lowest) == {"packed", "sentence_transformers"} and min(lowest.values()) >= 0.9999
+    assert set(lowest) == {"packed", "transformers", "sentence_transformers", "mteb"} and min(lowest.values()) >= 0.9999
 
 
 def disturb(folder, part):
@@ -299,3 +298,40 @@ def test_a_tokenizer_without_a_mask_token_gets_one(folder_copy, tmp_path):
     assert exported.convert_tokens_to_ids("<|mask|>") == spec.mask_token_id
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
+
+
+def test_every_reader_pads_and_agrees(exported, embedder):
+    """One batch of long and short, with and without images, through each library."""
+    contents = [*CONTENTS, *BOTH_ORDERS, (text("one"), text("two"))]
+    expected = embedder.encode(contents)
+    assert lowest_cosine(with_transformers(exported, contents), expected) >= 0.9999
+    assert lowest_cosine(with_sentence_transformers(exported, contents), expected) >= 0.9999
+    rows = [content for content in contents if fits_mteb(content)]
+    assert {len(content) for content in rows} == {1, 2} and len(rows) < len(contents)
+    assert lowest_cosine(with_mteb(exported, rows), embedder.encode(rows)) >= 0.9999
+
+
+def test_what_others_would_cut_or_read_as_special_is_not_compared(exported, trained):
+    short = Embedder(trained, device="cpu", max_tokens=160)
+    long, marked = (text(words(400)),), (text("a <|image_pad|> in a text"),)
+    assert min(check_export(exported, short, [long, marked, (text("a red board"),)]).values()) >= 0.9999
+    with pytest.raises(ParityError, match="no content to compare by; each is longer than 160 tokens"):
+        check_export(exported, short, [long, marked])
+
+
+def test_the_gate_of_16_bits_is_wider(trained, embedder, tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    export_model(trained, out, read_spec(trained), max_tokens=512, dtype=torch.bfloat16)
+    lowest = check_export(out, embedder, list(BOTH_ORDERS))
+    assert 0.999 <= min(lowest.values()) < 0.999999
+    monkeypatch.setitem(LEAST_COSINE, "bfloat16", 0.999999)
+    with pytest.raises(ParityError, match=r"at least 0\.999999 is needed"):
+        check_export(out, embedder, list(BOTH_ORDERS))
+
+
+def test_matryoshka_dimensions_are_where_serving_engines_read_them(trained, tmp_path):
+    export_model(
+        trained, str(tmp_path), read_spec(trained), max_tokens=512, dtype=torch.float32, matryoshka_dims=(16, 8)
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["matryoshka_dimensions"] == [8, 16]
+    assert AutoModel.from_pretrained(tmp_path).config.matryoshka_dimensions == [8, 16]

@@ -98,13 +98,23 @@ def test_mlflow_has_one_parent_and_a_run_per_step_with_what_matters(finished):
     assert {0, 1, 3, 23} <= {point.step for point in history}
 
 
-def test_tracked_model_embeds_texts(finished):
+def test_registered_model_embeds_texts_and_images(finished):
     import mlflow
+    import pandas as pd
+
+    from moca_core.embedder import Embedder
+    from moca_core.types import Segment
 
     mlflow.set_tracking_uri(f"sqlite:///{finished.root}/mlflow.db")
-    model = mlflow.pyfunc.load_model(record(finished, "export")["result"]["tracked_model"])
-    vectors = np.array(model.predict(["a schematic", "a board"]))
-    assert vectors.shape == (2, 64) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    registered = record(finished, "export")["result"]["registered"]
+    model = mlflow.pyfunc.load_model(f"models:/{registered['name']}@{registered['alias']}")
+    picture = png(80, 50)
+    rows = pd.DataFrame({"text": ["a schematic", None, "and a board"], "image": [None, picture, picture]})
+    vectors = np.array(model.predict(rows))
+    contents = [(Segment("a schematic"),), (Segment(image=picture),), (Segment(image=picture), Segment("and a board"))]
+    expected = Embedder(str(finished.root / "latest" / "export" / "model"), device="cpu").encode(contents)
+    assert np.allclose((vectors * expected).sum(1), 1, atol=1e-4)
+    assert model.metadata.signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == [-1, 64]
 
 
 def test_the_exported_folder_embeds_text_images_and_both(finished, tmp_path):
@@ -130,7 +140,7 @@ def test_the_exported_folder_embeds_text_images_and_both(finished, tmp_path):
     card = (folder / "README.md").read_text()
     assert "chance" in card and "finetune" in card
     cosine = record(finished, "export")["result"]["cosine"]
-    assert min(cosine.values()) > 0.9999 and set(cosine) == {"packed", "sentence_transformers"}
+    assert min(cosine.values()) > 0.9999 and set(cosine) == {"packed", "transformers", "sentence_transformers", "mteb"}
 
 
 def test_embed_refuses_what_it_cannot_embed(finished, tmp_path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.models import ModelSignature
 
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone, save_backbone
@@ -99,7 +100,7 @@ def trained(tmp_path_factory) -> dict[str, Artifact]:
             str(root), {"model": "base", "parameters": 1, "spec": read_spec(str(root / "base")).to_dict()}
         ),
         "finetune": Artifact(str(root), result | {"model": "model", "snapshots": ["snapshots/3"]}),
-        "pairs": Artifact(str(root), {"tasks": {"t": {"path": "task", "queries": 3}}}),
+        "pairs": Artifact(str(root), {"train": {}, "tasks": {"t": {"path": "task", "queries": 3}}}),
     }
 
 
@@ -108,8 +109,11 @@ def weights(artifact: Artifact, folder: str | None = None) -> dict[str, torch.Te
 
 
 class Registry(Books):
-    def log_model(self, name: str, code: str, folder: str, requirements: list[str]) -> str:
+    def log_model(self, name: str, code: str, folder: str, requirements: list[str], signature: ModelSignature) -> str:
         return f"models:/{name}"
+
+    def register_model(self, name: str, uri: str, alias: str, description: str) -> str:
+        return "1"
 
 
 def test_the_average_is_scored_and_exported(trained, in_process, tmp_path):
