@@ -12,7 +12,7 @@ from inspect import signature
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from moca_core.types import Attention
@@ -27,8 +27,13 @@ def set_attention(model: PreTrainedModel, kind: Attention) -> None:
 
 
 def attention_of(model: PreTrainedModel) -> Attention:
-    """What the model's config declares; one that says nothing is an ordinary causal model."""
-    return "causal" if getattr(model.config.get_text_config(), "is_causal", True) else "bidirectional"
+    """What the model's config declares."""
+    return declared_attention(model.config)
+
+
+def declared_attention(config: PreTrainedConfig) -> Attention:
+    """One that says nothing is of an ordinary causal model."""
+    return "causal" if getattr(config.get_text_config(), "is_causal", True) else "bidirectional"
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:

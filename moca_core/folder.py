@@ -1,5 +1,6 @@
-"""The files of a model folder that training never changes: tokenizer and image processor."""
+"""The files of a model folder: those that training never changes, and what makes the model this one."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -23,3 +24,13 @@ def copy_processor(source: str, target: str) -> None:
     for name in PROCESSOR_FILES:
         if (Path(source) / name).exists():
             shutil.copyfile(Path(source) / name, Path(target) / name)
+
+
+def model_digest(folder: str) -> str:
+    """64 hex digits that stand for a model: of the bytes of its weights, configs and tokenizer, wherever it lies."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".txt"):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

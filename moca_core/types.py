@@ -85,11 +85,13 @@ class Pair:
 @dataclass(frozen=True)
 class Query:
     """A question of an evaluation task. `positives` and `candidates` are positions in the task's candidates;
-    `candidates=None` means that it is asked against all of them."""
+    `candidates=None` means that it is asked against all of them. `grades` say how right each of the positives is; None: all the same.
+    """
 
     content: Content
     positives: tuple[int, ...]
     candidates: tuple[int, ...] | None = None
+    grades: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from moca_core.data.keys import evaluation_keys, keys_of, pair_key
-from moca_core.types import Content, Document, EvalTask, Pair, Query, Rejected, Segment
+from moca_core.types import Content, Document, EvalTask, Pair, Query, Rejected, Segment, content_id
 
 CONTENT = pa.list_(pa.struct([("text", pa.string()), ("image", pa.binary())]))
 
@@ -73,9 +73,17 @@ PAIRS = pa.schema(
     ]
 )
 
-QUERIES = pa.schema([("content", CONTENT), ("positives", pa.list_(pa.int64())), ("candidates", pa.list_(pa.int64()))])
+QUERIES = pa.schema(  # of an evaluation task; `id` is the hash of the content
+    [
+        ("id", KEY),
+        ("content", CONTENT),
+        ("positives", pa.list_(pa.int64())),
+        ("grades", pa.list_(pa.float64())),
+        ("candidates", pa.list_(pa.int64())),
+    ]
+)
 
-CANDIDATES = pa.schema([("content", CONTENT)])
+CANDIDATES = pa.schema([("id", KEY), ("content", CONTENT)])
 
 
 def content_to_rows(content: Content) -> list[dict]:
@@ -152,18 +160,27 @@ def row_to_pair(row: dict) -> Pair:
 def task_to_tables(task: EvalTask) -> tuple[pa.Table, pa.Table]:
     """(queries, candidates) of an evaluation task."""
     queries = [
-        {"content": content_to_rows(q.content), "positives": q.positives, "candidates": q.candidates}
+        {"positives": q.positives, "grades": q.grades, "candidates": q.candidates, **_identified(q.content)}
         for q in task.queries
     ]
-    candidates = [{"content": content_to_rows(c)} for c in task.candidates]
+    candidates = [_identified(content) for content in task.candidates]
     return pa.Table.from_pylist(queries, schema=QUERIES), pa.Table.from_pylist(candidates, schema=CANDIDATES)
+
+
+def _identified(content: Content) -> dict:
+    return {"id": bytes.fromhex(content_id(content)), "content": content_to_rows(content)}
 
 
 def tables_to_task(name: str, queries: pa.Table, candidates: pa.Table) -> EvalTask:
     return EvalTask(
         name,
         tuple(
-            Query(rows_to_content(q["content"]), tuple(q["positives"]), q["candidates"] and tuple(q["candidates"]))
+            Query(
+                rows_to_content(q["content"]),
+                tuple(q["positives"]),
+                q["candidates"] and tuple(q["candidates"]),
+                q["grades"] and tuple(q["grades"]),
+            )
             for q in queries.to_pylist()
         ),
         tuple(rows_to_content(c["content"]) for c in candidates.to_pylist()),

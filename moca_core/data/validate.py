@@ -1,5 +1,6 @@
 """Validation: what may enter a corpus or a pair set. Bad data gets a reason and is kept aside, never mended in silence."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -97,4 +98,15 @@ def check_task(task: EvalTask, bounds: ImageBounds) -> None:
         if not query.positives or not set(query.positives) <= set(pool):
             raise ValueError(
                 f"task {task.name}, query {number}: right answers {query.positives} are not among its candidates"
+            )
+        if len(set(query.positives)) < len(query.positives):
+            raise ValueError(
+                f"task {task.name}, query {number}: right answers {query.positives} name one more than once"
+            )
+        if query.grades is not None and (
+            len(query.grades) != len(query.positives) or not all(0 < grade < math.inf for grade in query.grades)
+        ):
+            raise ValueError(
+                f"task {task.name}, query {number}: grades {query.grades} of {len(query.positives)} right answers; "
+                "each needs one above 0"
             )

@@ -44,7 +44,9 @@ PAIRS = {
 TASKS = {
     "builtin": "moca_core.sources.builtin.pairs",
     "mmeb": "moca_core.sources.mmeb_eval",
+    "mmeb_v2": "moca_core.sources.mmeb_v2",
     "beir": "moca_core.sources.beir",
+    "jsonl": "moca_core.sources.tasks_jsonl",
 }
 
 

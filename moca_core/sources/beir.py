@@ -3,14 +3,17 @@
     scifact/corpus.jsonl  scifact/queries.jsonl  scifact/qrels/train.tsv      as BEIR has them, also .gz and .zst
     esg/corpus/test-*.parquet  esg/queries/...   esg/qrels/...                as ViDoRe v2 and v3 have them, pages as images
 
-Every folder with such files is a dataset. Answers with a score above 0 are right ones, the others are known to be wrong.
+Every folder with such files is a dataset. Answers with a score above 0 are right ones, the others are known to be wrong. To
+evaluate, the score is how right an answer is.
 Training takes the judgments of "train": the queries are cut into units, each of which passes once over the corpus and keeps
 the rows that its judgments name, so memory is bounded by `beir_files.HELD_BYTES` and not by the corpus. An evaluation task
-takes the judgments of "test", or else of "dev"; all of the corpus are its candidates and stand in memory.
+takes the judgments of "test", or else of "dev"; all of the corpus are its candidates and stand in memory. A folder that is called
+after a task of a public benchmark is that task, and some of those have nothing but a split "train".
 """
 
 from collections.abc import Callable, Collection, Iterator
 
+from moca_core.benchmarks import known_name
 from moca_core.sources import Location
 from moca_core.sources.beir_files import Dataset, as_id, count_parts, datasets, judgments, share_of
 from moca_core.sources.fields import BadRow, as_image, as_text
@@ -127,27 +130,28 @@ def _content(image: bytes, text: str) -> Content:
 
 def read_tasks(location: Location) -> Iterator[EvalTask]:
     """One task for every dataset with a test or dev split. Raises ValueError where there is none, and for broken rows."""
-    tasks = [
-        (dataset, split)
-        for dataset in datasets(location)
-        if (split := next((split for split in TASK_SPLITS if dataset.qrels(split)), None))
-    ]
+    tasks = []
+    for dataset in datasets(location):
+        known = known_name(dataset.name.rsplit("/", 1)[-1])
+        splits = (*TASK_SPLITS, "train") if known else TASK_SPLITS
+        if split := next((split for split in splits if dataset.qrels(split)), None):
+            tasks.append((dataset, split, known or f"{dataset.name}/{split}"))
     if not tasks:
         raise ValueError(f"{location.path}: no qrels/test or qrels/dev there to evaluate with")
-    for dataset, split in tasks:
-        yield _task(location, dataset, split)
+    for dataset, split, name in tasks:
+        yield _task(location, dataset, split, name)
 
 
-def _task(location: Location, dataset: Dataset, split: str) -> EvalTask:
+def _task(location: Location, dataset: Dataset, split: str, name: str) -> EvalTask:
     """Queries without a right answer are left out, as no ranking of theirs is right; so are empty documents."""
-    name = f"{dataset.name}/{split}"
-    right: dict[str, list[str]] = {}
+    right: dict[str, dict[str, float]] = {}
     for file in dataset.qrels(split):
         for where, judgment in judgments(location, file.path):
             if isinstance(judgment, BadRow):
                 raise ValueError(f"{where}: {judgment}")
-            if judgment[2] > 0:
-                right.setdefault(judgment[0], []).append(judgment[1])
+            query, answer, score = judgment
+            if score > 0:
+                right.setdefault(query, {})[answer] = score
     places, candidates = _candidates(location, [file.path for file in dataset.rows_for("corpus", split)])
     asked: dict[str, Content] = {}
     for file in dataset.rows_for("queries", split):
@@ -162,8 +166,18 @@ def _task(location: Location, dataset: Dataset, split: str) -> EvalTask:
             )
         if query not in asked:
             raise ValueError(f"task {name}: the judgments name query {query}, which is in none of the files")
-    queries = [Query(asked[q], tuple(sorted({places[answer] for answer in right[q]}))) for q in right]
-    return EvalTask(name, tuple(queries), tuple(candidates))
+    queries = tuple(_judged(asked[query], answers, places) for query, answers in right.items())
+    return EvalTask(name, queries, tuple(candidates))
+
+
+def _judged(content: Content, answers: dict[str, float], places: dict[str, int]) -> Query:
+    """Ids of one and the same content are one right answer, as right as the best of them."""
+    grades: dict[int, float] = {}
+    for answer, score in answers.items():
+        grades[places[answer]] = max(score, grades.get(places[answer], 0))
+    positives = tuple(sorted(grades))
+    graded = tuple(grades[place] for place in positives)
+    return Query(content, positives, grades=None if set(graded) == {1} else graded)
 
 
 def _candidates(location: Location, files: list[str]) -> tuple[dict[str, int], list[Content]]:

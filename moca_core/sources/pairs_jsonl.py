@@ -33,7 +33,7 @@ def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
     default_task = task_name(path)
 
     def pair(row: dict) -> Pair:
-        _check_keys(row, KEYS, "row")
+        check_keys(row, KEYS, "row")
         if "query" not in row or ("positive" in row) == ("positives" in row):
             raise BadRow(
                 "malformed_row", f"'query' and one of 'positive' and 'positives' are needed; it has {_names(row)}"
@@ -55,7 +55,7 @@ def side(location: Location, path: str, value: Any, role: str) -> Content:
     if isinstance(value, str):
         return (Segment(text=as_text(value, role)),)
     if isinstance(value, dict):
-        _check_keys(value, SIDE_KEYS, role)
+        check_keys(value, SIDE_KEYS, role)
         value = [{key: value[key]} for key in SIDE_KEYS if value.get(key) is not None]
     if not isinstance(value, list) or not value:
         raise BadRow(
@@ -69,7 +69,7 @@ def _segment(location: Location, path: str, part: Any, role: str) -> Segment:
         raise BadRow(
             "malformed_row", f'{role}: a list holds {{"text": ...}} and {{"image": ...}}, got {str(part)[:60]!r}'
         )
-    _check_keys(part, SIDE_KEYS, role)
+    check_keys(part, SIDE_KEYS, role)
     if "text" in part:
         return Segment(text=as_text(part["text"], role))
     name = as_text(part["image"], f"{role} image")
@@ -96,7 +96,8 @@ def _task(value: Any) -> str:
     return name
 
 
-def _check_keys(given: dict, known: tuple[str, ...], role: str) -> None:
+def check_keys(given: dict, known: tuple[str, ...], role: str) -> None:
+    """Raises BadRow for a key that is none of those: a typo must not go unseen."""
     if unknown := [key for key in given if key not in known]:
         raise BadRow("unknown_key", f"{role}: {_names(unknown)}; there are {', '.join(known)}")
 

@@ -17,8 +17,8 @@ from moca_core.types import content_id
 from pipelines.mining.config import MineConfig
 from pipelines.mining.report import Mined, example
 from pipelines.mining.units import PairUnit, PairUnits
-from pipelines.mining.vectors import read_vectors, write_vectors
 from pipelines.tables import read_table, table_writer
+from pipelines.vectors import read_vectors, write_vectors
 
 EXAMPLES = 3  # pairs of every task that are written down for a person
 

@@ -15,17 +15,10 @@ from cluster.batch import run_units
 from moca_core import sources
 from moca_core.data.image_files import ImageBounds
 from moca_core.data.keys import pair_key
-from moca_core.data.schema import (
-    CANDIDATES,
-    EVALUATION_KEYS,
-    PAIRS,
-    QUERIES,
-    evaluation_keys_to_table,
-    pairs_to_table,
-    task_to_tables,
-)
-from moca_core.data.validate import check_task, valid_pairs
+from moca_core.data.schema import EVALUATION_KEYS, PAIRS, evaluation_keys_to_table, pairs_to_table
+from moca_core.data.validate import valid_pairs
 from moca_core.types import Pair, Rejected
+from pipelines.evaluation.tasks import write_task
 from pipelines.mixture import Part, Unit, read_mixture
 from pipelines.rejections import LEAKED, check_fraction, check_rejected, quarantine
 from pipelines.runner.step import Context, Step
@@ -63,7 +56,7 @@ class PairsConfig:
 
 
 def pairs_step(config: PairsConfig) -> Step:
-    return Step("pairs", run, config, code_version=3, resumable=True)
+    return Step("pairs", run, config, code_version=4, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -126,16 +119,12 @@ def read_tasks(number: int, *, config: PairsConfig, uri: str) -> dict:
     keys_file, tasks = f"evaluation/part-{number:05d}.parquet", {}
     with table_writer(storage.join(uri, keys_file), EVALUATION_KEYS, None) as keys:
         for task in source.adapter(sources.TASKS).read_tasks(source.location()):
-            check_task(task, config.bounds)
             folder = posixpath.join("tasks", task.name)
-            tables = zip(("queries", "candidates"), (QUERIES, CANDIDATES), task_to_tables(task), strict=True)
-            for part, schema, table in tables:
-                with table_writer(storage.join(uri, folder, f"{part}.parquet"), schema, ROWS_PER_GROUP) as writer:
-                    writer.write(table)
+            counts = write_task(task, storage.join(uri, folder), config.bounds)
             keys.write(evaluation_keys_to_table(task))
             if task.name in tasks:
                 raise ValueError(f"two evaluation tasks are called {task.name}; rename a file or its folder")
-            tasks[task.name] = {"path": folder, "queries": len(task.queries), "candidates": len(task.candidates)}
+            tasks[task.name] = {"path": folder, **counts}
     return {"tasks": tasks, "keys": keys_file}
 
 

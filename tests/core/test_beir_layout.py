@@ -53,7 +53,7 @@ def test_the_task(tmp_path, packed):
     assert task.name == "scifact/test"
     assert task.candidates == ((text("Title\n\none"),), (text("two"),), (text("Empty"),))
     # q5 has no right answer; what is empty is no candidate
-    assert task.queries == (Query((text("query 3"),), (1,)), Query((text("query 4"),), (0, 1)))
+    assert task.queries == (Query((text("query 3"),), (1,)), Query((text("query 4"),), (0, 1), grades=(1, 3)))
     check_task(task, ImageBounds())
 
 
@@ -91,7 +91,7 @@ def test_pages_as_vidore_has_them(tmp_path, score_type, query_id, corpus_id):
     parquet(tmp_path / "esg" / "qrels" / "test-00000-of-00001.parquet", judged)
     (task,) = beir.read_tasks(at(tmp_path / "esg"))
     assert task.candidates == ((Segment(image=A),), (Segment(image=B),))
-    assert task.queries == (Query((text("where?"),), (1,)), Query((text("what?"),), (0, 1)))
+    assert task.queries == (Query((text("where?"),), (1,)), Query((text("what?"),), (0, 1), grades=(2, 1)))
     assert task.name == "esg/test"
     parquet(tmp_path / "esg" / "qrels" / "train" / "0000.parquet", judged)
     first, second = read(beir, tmp_path / "esg")

@@ -82,7 +82,11 @@ def test_pairs_come_back():
 
 
 def test_tasks_come_back():
-    queries = (Query(CONTENTS[0], (1, 2), (0, 1, 2)), Query(CONTENTS[1], (0,)))
+    queries = (
+        Query(CONTENTS[0], (1, 2), (0, 1, 2)),
+        Query(CONTENTS[1], (0,)),
+        Query(CONTENTS[1], (0, 2), None, (2.0, 0.5)),
+    )
     task = EvalTask("name", queries, CONTENTS[2:])
     assert schema.tables_to_task("name", *map(through_parquet, schema.task_to_tables(task))) == task
 
@@ -143,10 +147,21 @@ def test_bad_contents_are_set_aside_by_reason(reason):
         check_task(EvalTask("t", (Query(CONTENTS[0], (0,)),), (CONTENTS[1], BAD[reason])), ImageBounds())
 
 
-@pytest.mark.parametrize("query", [Query(CONTENTS[0], ()), Query(CONTENTS[0], (2,)), Query(CONTENTS[0], (0,), (1,))])
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query(CONTENTS[0], ()),
+        Query(CONTENTS[0], (2,)),
+        Query(CONTENTS[0], (0,), (1,)),
+        Query(CONTENTS[0], (0, 0)),
+        Query(CONTENTS[0], (0, 1), grades=(1.0,)),
+        Query(CONTENTS[0], (0,), grades=(0.0,)),
+        Query(CONTENTS[0], (0,), grades=(float("nan"),)),
+    ],
+)
 def test_a_task_without_a_right_answer_is_refused(query):
     check_task(EvalTask("t", (Query(CONTENTS[0], (0, 1), (1, 0)),), CONTENTS[1:3]), ImageBounds())
-    with pytest.raises(ValueError, match="task t, query 0: right answers"):
+    with pytest.raises(ValueError, match=r"task t, query 0: (right answers|grades)"):
         check_task(EvalTask("t", (query,), CONTENTS[1:3]), ImageBounds())
     with pytest.raises(ValueError, match="no queries"):
         check_task(EvalTask("t", (), CONTENTS[1:3]), ImageBounds())

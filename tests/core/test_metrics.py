@@ -1,12 +1,12 @@
-"""Metrics against their definitions: expectations over ties, and scikit-learn's nDCG."""
+"""Metrics against their definitions: expectations over ties, closed forms, and pytrec_eval."""
 
 from itertools import permutations
 
 import numpy as np
 import pytest
-from sklearn.metrics import ndcg_score
+import pytrec_eval
 
-from moca_core.metrics import chance_at_1, ndcg, precision_at_1
+from moca_core.metrics import best, chance_at_1, ranking
 
 
 def expected_over_orders(scores, value):
@@ -16,49 +16,75 @@ def expected_over_orders(scores, value):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_both_are_expectations_over_orders_of_ties(seed):
+def test_all_are_expectations_over_orders_of_ties(seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 3, 6).astype(float)
     positives = rng.choice(6, rng.integers(1, 5), replace=False).tolist()
+    grades = rng.integers(1, 4, len(positives)).tolist()
+    graded = dict(zip(positives, grades, strict=True))
 
     def gain(order, k):
-        ideal = sum(1 / np.log2(i + 2) for i in range(min(k, len(positives))))
-        return sum(1 / np.log2(i + 2) for i, c in enumerate(order[:k]) if c in positives) / ideal
+        ideal = sum(g / np.log2(i + 2) for i, g in enumerate(sorted(grades, reverse=True)[:k]))
+        return sum(graded.get(c, 0) / np.log2(i + 2) for i, c in enumerate(order[:k])) / ideal
 
-    assert precision_at_1(scores, positives) == pytest.approx(
-        expected_over_orders(scores, lambda order: order[0] in positives)
-    )
+    found = ranking(scores, positives)
+    assert found.precision_at_1() == pytest.approx(expected_over_orders(scores, lambda order: order[0] in positives))
+    first = expected_over_orders(scores, lambda order: 1 + min(order.index(p) for p in positives))
+    assert found.right_rank() == pytest.approx(first)
     for k in (1, 3, 6, 20):
-        assert ndcg(scores, positives, k) == pytest.approx(expected_over_orders(scores, lambda o, k=k: gain(o, k)))
+        assert found.ndcg(k, grades) == pytest.approx(expected_over_orders(scores, lambda o, k=k: gain(o, k)))
+        hits = expected_over_orders(scores, lambda o, k=k: sum(c in positives for c in o[:k]))
+        assert found.recall(k) == pytest.approx(hits / len(positives))
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("k", [1, 5, 10])
-def test_ndcg_is_that_of_scikit_learn(ties, k):
-    rng = np.random.default_rng(k)
-    for _ in range(30):
-        scores = rng.integers(0, 8, 40).astype(float) if ties else rng.normal(size=40)
-        positives = rng.choice(40, rng.integers(1, 12), replace=False)
-        truth = np.zeros(40)
-        truth[positives] = 1
-        assert ndcg(scores, positives.tolist(), k) == pytest.approx(ndcg_score([truth], [scores], k=k))
+def judged_by_trec(scores, graded, measures):
+    """pytrec_eval on one query; the names of the candidates are such that it does not have to break ties."""
+    assert len(np.unique(scores)) == len(scores)
+    run = {"q": {f"d{i}": float(score) for i, score in enumerate(scores)}}
+    qrels = {"q": {f"d{i}": grade for i, grade in graded.items()}}
+    return pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)["q"]
+
+
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_pytrec_eval_finds_the_same(seed, graded):
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(np.linspace(-1, 1, 60))
+    positives = rng.choice(60, rng.integers(1, 25), replace=False).tolist()
+    grades = rng.integers(1, 4, len(positives)).tolist() if graded else None
+    found = ranking(scores, positives)
+    depths = (1, 3, 5, 10, 20, 100)
+    measures = {f"{name}.{','.join(map(str, depths))}" for name in ("ndcg_cut", "recall")} | {"recip_rank", "P.1"}
+    trec = judged_by_trec(scores, dict(zip(positives, grades or [1] * len(positives), strict=True)), measures)
+    for k in depths:
+        assert found.ndcg(k, grades) == pytest.approx(trec[f"ndcg_cut_{k}"], abs=1e-9)
+        assert found.recall(k) == pytest.approx(trec[f"recall_{k}"], abs=1e-9)
+    assert found.precision_at_1() == trec["P_1"]
+    assert 1 / found.right_rank() == pytest.approx(trec["recip_rank"], abs=1e-9)
 
 
 def test_closed_forms():
     scores = np.array([0.1, 0.9, 0.5])
-    assert [precision_at_1(scores, [i]) for i in range(3)] == [0, 1, 0]
-    assert ndcg(scores, [1], 5) == 1
-    assert ndcg(scores, [2], 5) == pytest.approx(1 / np.log2(3))
-    assert ndcg(scores, [0], 5) == pytest.approx(1 / 2)
-    assert ndcg(scores, [0], 2) == 0
-    assert precision_at_1(np.array([1.0, 1, 0]), [0, 2]) == 0.5
+    assert [ranking(scores, [i]).precision_at_1() for i in range(3)] == [0, 1, 0]
+    assert [ranking(scores, [i]).right_rank() for i in range(3)] == [3, 1, 2]
+    assert ranking(scores, [1]).ndcg(5) == 1
+    assert ranking(scores, [2]).ndcg(5) == pytest.approx(1 / np.log2(3))
+    assert ranking(scores, [0]).ndcg(5) == pytest.approx(1 / 2)
+    assert ranking(scores, [0]).ndcg(2) == 0
+    assert [ranking(scores, [0, 1]).recall(k) for k in (1, 2, 3)] == [0.5, 0.5, 1]
+    assert ranking(np.array([1.0, 1, 0]), [0, 2]).precision_at_1() == 0.5
+    # linear gains of 3 and 1 in the wrong order
+    assert ranking(scores, [2, 1]).ndcg(5, [3, 1]) == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
 
 
 def test_collapsed_embeddings_score_chance():
     scores = np.full(61, 0.7, dtype=np.float32)
-    assert precision_at_1(scores, [3]) == pytest.approx(chance_at_1(61, 1)) == pytest.approx(1 / 61)
-    assert precision_at_1(scores, [3, 9]) == pytest.approx(chance_at_1(61, 2))
-    everywhere = [ndcg(scores, [i], 5) for i in range(61)]
+    one, two = ranking(scores, [3]), ranking(scores, [3, 9])
+    assert one.precision_at_1() == pytest.approx(chance_at_1(61, 1)) == pytest.approx(1 / 61)
+    assert two.precision_at_1() == pytest.approx(chance_at_1(61, 2))
+    assert one.recall(5) == pytest.approx(5 / 61) and two.recall(5) == pytest.approx(5 / 61)
+    assert one.right_rank() == 31 and two.right_rank() == pytest.approx(62 / 3)
+    everywhere = [ranking(scores, [i]).ndcg(5) for i in range(61)]
     assert everywhere == pytest.approx([sum(1 / np.log2(i + 2) for i in range(5)) / 61] * 61)
 
 
@@ -74,14 +100,20 @@ def test_collapsed_embeddings_score_chance_through_a_real_product(count):
         scores[:3] += np.float32(6e-8)  # where this machine's BLAS is exact
         unequal += len(set(scores.tolist())) > 1
         for place in (0, count - 1):
-            assert precision_at_1(scores, [place]) == pytest.approx(1 / count)
-            assert ndcg(scores, [place], 5) == pytest.approx(sum(1 / np.log2(i + 2) for i in range(5)) / count)
+            found = ranking(scores, [place])
+            assert found.precision_at_1() == pytest.approx(1 / count)
+            assert found.ndcg(5) == pytest.approx(sum(1 / np.log2(i + 2) for i in range(5)) / count)
     assert unequal
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_cannot_be_ranked_are_refused(bad):
-    scores = np.array([0.3, bad, 0.1])
-    for metric in (lambda: precision_at_1(scores, [0]), lambda: ndcg(scores, [0], 5)):
-        with pytest.raises(ValueError, match="NaN or infinity"):
-            metric()
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        ranking(np.array([0.3, bad, 0.1]), [0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_are_those_of_a_stable_sort(seed):
+    scores = np.random.default_rng(seed).integers(0, 6, 30).astype(np.float32)
+    for k in (1, 7, 30, 50):
+        assert best(scores, k).tolist() == np.argsort(-scores, kind="stable")[:k].tolist()

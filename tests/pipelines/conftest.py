@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cluster import storage
+from cluster.batch import Pool
 from cluster.session import ClusterConfig
 from moca_core.data.schema import table_to_documents
 from moca_core.types import Document
@@ -70,6 +72,12 @@ def run_step(
         say=(said if said is not None else []).append,
     )
     return Artifact(uri, json.loads(json.dumps(step.run(context), allow_nan=False)))
+
+
+def units_here(fn: Callable, count: int, *, state_uri: str, say: Callable, pool: Pool | None = None) -> list[dict]:
+    """What `run_units` returns, by this process alone."""
+    unit = fn() if pool else fn
+    return [json.loads(json.dumps(unit(number), allow_nan=False)) for number in range(count)]
 
 
 def documents_of(corpus: Artifact) -> list[list[Document]]:

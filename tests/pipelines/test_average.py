@@ -21,7 +21,7 @@ from pipelines.steps.average import AverageConfig, average_step
 from pipelines.steps.evaluate import EvaluateConfig, evaluate_step
 from pipelines.steps.export import ExportConfig, export_step
 from tests.core.samples import image, text, words
-from tests.pipelines.conftest import Books, run_step
+from tests.pipelines.conftest import Books, run_step, units_here
 from tests.tiny import tiny_model
 
 
@@ -71,8 +71,9 @@ def test_settings_that_cannot_be_meant_are_refused(settings, message):
 @pytest.fixture
 def in_process(monkeypatch):
     """What the steps run as tasks runs here: other tests see to Ray."""
-    for step in ("average", "evaluate", "export"):
-        monkeypatch.setattr(f"pipelines.steps.{step}.run_tasks", lambda fn, items, **_: [fn(*item) for item in items])
+    for module in ("pipelines.steps.average", "pipelines.steps.export", "pipelines.evaluation.engine"):
+        monkeypatch.setattr(f"{module}.run_tasks", lambda fn, items, **_: [fn(*item) for item in items])
+    monkeypatch.setattr("pipelines.evaluation.engine.run_units", units_here)
 
 
 @pytest.fixture(scope="module")
