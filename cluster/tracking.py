@@ -164,12 +164,14 @@ class Run:
         code_path: str,
         model_dir: str,
         pip_requirements: list[str],
-        signature: "ModelSignature | None" = None,
+        columns: dict[str, str],
+        output_shape: tuple[int, ...],
     ) -> str:
         """Log a model from code: the Python file `code_path` and the folder of weights that it loads, as they are.
 
-        The code calls mlflow.models.set_model, and finds the folder as context.artifacts["model"]. Returns the
-        models:/ URI, for mlflow.pyfunc.load_model.
+        The code calls mlflow.models.set_model, and finds the folder as context.artifacts["model"]. It takes a table with some of
+        the `columns` ({name: MLflow's name of its type}) and gives float32 values of `output_shape`, -1 for the rows. Returns
+        the models:/ URI, for mlflow.pyfunc.load_model.
         """
         import mlflow.pyfunc
         from mlflow.entities import LoggedModelOutput
@@ -183,7 +185,7 @@ class Run:
                 python_model=code_path,
                 artifacts={"model": model_dir},
                 pip_requirements=pip_requirements,
-                signature=signature,
+                signature=_signature(columns, output_shape),
                 mlflow_model=Model(run_id=self.run_id, model_id=logged.model_id),
             )
             self.client.log_model_artifacts(logged.model_id, target)
@@ -217,6 +219,15 @@ class Run:
             raise ValueError(f"status {status!r} must be FINISHED, FAILED or KILLED")
         self.flush()
         self.client.set_terminated(self.run_id, status)
+
+
+def _signature(columns: dict[str, str], output_shape: tuple[int, ...]) -> "ModelSignature":
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    inputs = [ColSpec(kind, name, required=False) for name, kind in columns.items()]
+    return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype(np.float32), output_shape)]))
 
 
 def _client(uri: str) -> "MlflowClient":

@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cluster import storage
 from cluster.workers import run_tasks
@@ -13,10 +13,8 @@ from pipelines.runner import record
 from pipelines.runner.step import Context, Step
 from pipelines.tables import read_table
 
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
-
 SERVED_MODEL = Path(__file__).parents[1] / "served_model.py"
+COLUMNS = {"text": "string", "image": "binary"}  # of the table that it takes
 REQUIREMENTS = ["sentence-transformers>=6", "transformers>=5.17,<6", "torch>=2.11", "pillow"]
 STAGES = ("base", "pretrain", "finetune", "average")  # in their order
 CHECKED_PER_TASK = 2  # queries and candidates of every task that go through the parity gate
@@ -70,21 +68,13 @@ def run(context: Context) -> dict:
     context.run.log_metrics({f"cosine/{reader}": lowest for reader, lowest in cosine.items()})
     folder = storage.localize(context.path("model"))
     dimension = inputs["base"].result["spec"]["text_hidden"]
-    tracked = context.run.log_model(config.name, str(SERVED_MODEL), folder, REQUIREMENTS, signature(dimension))
+    tracked = context.run.log_model(
+        config.name, str(SERVED_MODEL), folder, REQUIREMENTS, COLUMNS, output_shape=(-1, dimension)
+    )
     version = context.run.register_model(config.name, tracked, config.alias, card.split("```")[0].split("---\n")[-1])
     context.say(f"registered in MLflow: models:/{config.name}@{config.alias}, version {version}")
     registered = {"name": config.name, "version": version, "alias": config.alias}
     return {"model": "model", "cosine": cosine, "tracked_model": tracked, "registered": registered}
-
-
-def signature(dimension: int) -> "ModelSignature":
-    """Of pipelines/served_model.py: a table of texts and images to vectors [rows, dimension]."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-
-    columns = [ColSpec("string", "text", required=False), ColSpec("binary", "image", required=False)]
-    return ModelSignature(Schema(columns), Schema([TensorSpec(np.dtype(np.float32), (-1, dimension))]))
 
 
 def write_and_check(

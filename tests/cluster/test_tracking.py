@@ -105,72 +105,56 @@ def test_a_buffer_does_not_wait_longer_than_its_time(tracker: Tracker, uri: str)
     assert len(attached.client.get_metric_history(attached.run_id, "loss")) == 2
 
 
-def test_a_logged_model_loads(tracker: Tracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = tmp_path / "code.py"
+def write_served_model(folder: Path) -> tuple[str, str]:
+    """(code, weights) of a model that multiplies the column `value` by what its weights say."""
+    (folder / "weights").mkdir(exist_ok=True)
+    code = folder / "code.py"
     code.write_text(
         "import mlflow, pathlib\n"
         "class Scale(mlflow.pyfunc.PythonModel):\n"
         "    def load_context(self, context):\n"
         "        self.factor = int(pathlib.Path(context.artifacts['model'], 'factor').read_text())\n"
-        "    def predict(self, context, model_input: list[int], params=None):\n"
-        "        return [self.factor * value for value in model_input]\n"
+        "    def predict(self, context, model_input, params=None):\n"
+        "        return model_input[['value']].to_numpy('float32') * self.factor\n"
         "mlflow.models.set_model(Scale())\n"
     )
-    model = tmp_path / "weights"
-    model.mkdir()
-    (model / "factor").write_text("3")
+    return str(code), str(folder / "weights")
+
+
+def test_models_are_logged_and_registered(
+    tracker: Tracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every version loads by its own address, the newest by the alias; nothing lands beside the caller."""
+    import mlflow
+    import pandas as pd
+
+    code, weights = write_served_model(tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    run = tracker.start_run("export")
-    address = run.log_model("embedder", str(code), str(model), ["torch"])
-    run.log_artifact(str(model / "factor"))
+    run, addresses = tracker.start_run("export"), []
+    for number, factor in (("1", "3"), ("2", "5")):
+        Path(weights, "factor").write_text(factor)
+        addresses.append(run.log_model("m", code, weights, ["torch"], {"value": "long"}, (-1, 1)))
+        assert run.register_model("m", addresses[-1], "newest", "what it is") == number
+    run.log_artifact(f"{weights}/factor")
     run.finish("FINISHED")
     assert os.listdir(work) == []
-
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert mlflow.pyfunc.load_model(address).predict([1, 2]) == [3, 6]
+    newest = tracker.client.get_model_version_by_alias("m", "newest")
+    assert (str(newest.version), newest.description, newest.run_id) == ("2", "what it is", run.run_id)
+    assert tracker.client.get_model_version("m", "1").aliases == []
     seen = tracker.client.get_run(run.run_id)
-    assert [output.model_id for output in seen.outputs.model_outputs] == [address.removeprefix("models:/")]
+    assert [f"models:/{output.model_id}" for output in seen.outputs.model_outputs] == addresses
     assert [file.path for file in tracker.client.list_artifacts(run.run_id)] == ["factor"]
 
-
-def test_the_newest_version_of_a_registered_model_has_the_alias(tracker: Tracker, uri: str, tmp_path: Path) -> None:
-    from mlflow.models import ModelSignature, infer_signature
-    from mlflow.pyfunc import load_model
-
-    code = tmp_path / "code.py"
-    code.write_text(
-        "import mlflow, pathlib\n"
-        "class Constant(mlflow.pyfunc.PythonModel):\n"
-        "    def load_context(self, context):\n"
-        "        self.value = pathlib.Path(context.artifacts['model'], 'value').read_text()\n"
-        "    def predict(self, context, model_input, params=None):\n"
-        "        return [self.value] * len(model_input)\n"
-        "mlflow.models.set_model(Constant())\n"
-    )
-    (tmp_path / "weights").mkdir()
-    signature: ModelSignature = infer_signature([{"text": "a"}], ["b"])
-    run = tracker.start_run("export")
-    for number in ("1", "2"):
-        (tmp_path / "weights" / "value").write_text(number)
-        logged = run.log_model("m", str(code), str(tmp_path / "weights"), ["torch"], signature)
-        assert run.register_model("m", logged, "newest", "what it is") == number
-    run.finish("FINISHED")
-    newest = tracker.client.get_model_version_by_alias("m", "newest")
-    assert (newest.version, newest.description, newest.run_id) == (2, "what it is", run.run_id)
-    assert tracker.client.get_model_version("m", "1").aliases == []
-
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    loaded = load_model("models:/m@newest")
-    assert loaded.metadata.signature == signature
-    assert loaded.predict([{"text": "a"}]) == ["2"]
-    with pytest.raises(mlflow.MlflowException, match="text"):
-        loaded.predict([{"other": "a"}])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    table = pd.DataFrame({"value": [1, 2]})
+    assert mlflow.pyfunc.load_model(addresses[0]).predict(table).tolist() == [[3], [6]]
+    loaded = mlflow.pyfunc.load_model("models:/m@newest")
+    assert loaded.predict(table).tolist() == [[5], [10]]
+    assert loaded.metadata.signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 1)
+    with pytest.raises(mlflow.MlflowException, match="value"):
+        loaded.predict(pd.DataFrame({"value": ["no number"]}))
 
 
 def test_an_experiment_is_found_again(tracker: Tracker, uri: str, root: Path) -> None:

@@ -114,7 +114,7 @@ def test_registered_model_embeds_texts_and_images(finished):
     contents = [(Segment("a schematic"),), (Segment(image=picture),), (Segment(image=picture), Segment("and a board"))]
     expected = Embedder(str(finished.root / "latest" / "export" / "model"), device="cpu").encode(contents)
     assert np.allclose((vectors * expected).sum(1), 1, atol=1e-4)
-    assert model.metadata.signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == [-1, 64]
+    assert model.metadata.signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 64)
 
 
 def test_the_exported_folder_embeds_text_images_and_both(finished, tmp_path):

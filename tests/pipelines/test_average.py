@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mlflow.models import ModelSignature
 
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone, save_backbone
@@ -110,7 +109,7 @@ def weights(artifact: Artifact, folder: str | None = None) -> dict[str, torch.Te
 
 
 class Registry(Books):
-    def log_model(self, name: str, code: str, folder: str, requirements: list[str], signature: ModelSignature) -> str:
+    def log_model(self, name: str, *rest: object, output_shape: tuple[int, ...]) -> str:
         return f"models:/{name}"
 
     def register_model(self, name: str, uri: str, alias: str, description: str) -> str:
