@@ -10,7 +10,7 @@ from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.rows import parquet_rows, read_rows
-from moca_core.types import Document, Rejected, Segment
+from moca_core.types import Content, Document, Rejected, Segment
 
 COLUMNS = {"texts": ("texts",), "images": ("images",), "source": ("source",)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
@@ -24,16 +24,21 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
 
     def document(row: dict) -> Document:
-        texts, images = as_list(row["texts"], "texts"), as_list(row["images"], "images")
-        if len(texts) != len(images) or any((t is None) == (i is None) for t, i in zip(texts, images, strict=True)):
-            detail = f"{len(texts)} texts and {len(images)} images; each position needs exactly one of the two"
-            raise BadRow("texts_images_mismatch", detail)
-        segments = (
-            Segment(text=as_text(text, "texts"))
-            if image is None
-            else Segment(image=as_image(image, "images", location, path))
-            for text, image in zip(texts, images, strict=True)
-        )
-        return Document(as_text(row["source"], "source") or folder_name(path), gathered(segments))
+        content = interleaved(row["texts"], row["images"], location, path)
+        return Document(as_text(row["source"], "source") or folder_name(path), content)
 
     return read_rows(parquet_rows(location, unit, COLUMNS, optional=("source",)), document)
+
+
+def interleaved(texts: object, images: object, location: Location, path: str) -> Content:
+    """The content of two parallel lists. Raises BadRow."""
+    texts, images = as_list(texts, "texts"), as_list(images, "images")
+    if len(texts) != len(images) or any((t is None) == (i is None) for t, i in zip(texts, images, strict=True)):
+        detail = f"{len(texts)} texts and {len(images)} images; each position needs exactly one of the two"
+        raise BadRow("texts_images_mismatch", detail)
+    return gathered(
+        Segment(text=as_text(text, "texts"))
+        if image is None
+        else Segment(image=as_image(image, "images", location, path))
+        for text, image in zip(texts, images, strict=True)
+    )

@@ -34,16 +34,23 @@ def list_units(location: Location) -> list[dict]:
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
-    path = unit["path"]
+    return _read(location, unit["path"], PAGES_PER_DOCUMENT)
 
+
+def read_pages(location: Location, unit: dict) -> Iterator[Document | Rejected]:
+    """A document for every page: its picture, and its text if it has one."""
+    return _read(location, unit["path"], 1)
+
+
+def _read(location: Location, path: str, pages_per_document: int) -> Iterator[Document | Rejected]:
     def document(row: dict) -> Document:
         content = [segment for number in row["pages"] for segment in _page(row["pdf"], number)]
         return Document(folder_name(path), tuple(content))
 
-    return read_rows(_runs(location, path), document)
+    return read_rows(_runs(location, path, pages_per_document), document)
 
 
-def _runs(location: Location, path: str) -> Iterator[tuple[str, dict | BadRow]]:
+def _runs(location: Location, path: str, pages_per_run: int) -> Iterator[tuple[str, dict | BadRow]]:
     """Runs of neighbouring pages of a file that can be opened."""
     from pypdfium2 import PdfDocument, PdfiumError
     from pypdfium2.raw import FPDF_ERR_PASSWORD
@@ -61,9 +68,10 @@ def _runs(location: Location, path: str) -> Iterator[tuple[str, dict | BadRow]]:
         if not 0 < len(pdf) <= MAX_PAGES:
             yield path, BadRow("pdf_unreadable", f"{len(pdf)} pages; 1 to {MAX_PAGES} are read")
             return
-        for first in range(0, len(pdf), PAGES_PER_DOCUMENT):
-            pages = range(first, min(first + PAGES_PER_DOCUMENT, len(pdf)))
-            yield f"{path} pages {pages[0] + 1} to {pages[-1] + 1}", {"pdf": pdf, "pages": pages}
+        for first in range(0, len(pdf), pages_per_run):
+            pages = range(first, min(first + pages_per_run, len(pdf)))
+            named = f"page {first + 1}" if pages_per_run == 1 else f"pages {first + 1} to {pages[-1] + 1}"
+            yield f"{path} {named}", {"pdf": pdf, "pages": pages}
     finally:
         pdf.close()
 

@@ -98,6 +98,16 @@ def test_company_and_order_never_change_a_vector(trained, embedder, monkeypatch)
     assert np.max(distinct @ distinct.T - np.eye(len(distinct))) < 0.9999  # the comparison could have failed
 
 
+def test_threads_side_by_side_change_nothing(trained, embedder, monkeypatch):
+    contents = [*CONTENTS, *BOTH_ORDERS] * 6
+    alone = embedder.encode(contents)
+    monkeypatch.setattr("moca_core.embedder.torch.get_num_threads", lambda: 3)
+    many = Embedder(trained, device="cpu", max_tokens=300, pack_tokens=300)
+    np.testing.assert_allclose(many.encode(contents), alone, atol=1e-5)
+    with pytest.raises(ValueError, match=f"content {len(contents)}: empty"):
+        many.encode([*contents, ()])
+
+
 @pytest.mark.parametrize("empty", [(), (text(""),)])
 def test_empty_content_is_refused_by_its_place(embedder, empty):
     with pytest.raises(ValueError, match="content 2: empty"):
