@@ -154,9 +154,9 @@ class Run:
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
-    def log_artifact(self, local_path: str) -> None:
-        """Copy a local file, or a folder, to the run's artifacts."""
-        self.client.log_artifact(self.run_id, local_path)
+    def log_artifact(self, local_path: str, folder: str | None = None) -> None:
+        """Copy a local file, or a folder, to the run's artifacts, or to a folder of them."""
+        self.client.log_artifact(self.run_id, local_path, folder)
 
     def log_model(
         self,

@@ -17,6 +17,20 @@ def mae_loss(painted: torch.Tensor, target: torch.Tensor, *, normalise_patches: 
     """
     target = target.float()
     if normalise_patches and len(target):
-        variance, mean = torch.var_mean(target, dim=1, keepdim=True)
-        target = (target - mean) / (variance + 1e-6).sqrt()
+        mean, deviation = _contrast(target)
+        target = (target - mean) / deviation
     return LossTerm((painted.float() - target).square().mean(dim=1).sum(), len(target))
+
+
+def painted_values(painted: torch.Tensor, target: torch.Tensor, *, normalise_patches: bool = False) -> torch.Tensor:
+    """What was painted, in the units of `target`: patches in units of their own contrast get that of the target back."""
+    if not (normalise_patches and len(target)):
+        return painted.float()
+    mean, deviation = _contrast(target.float())
+    return painted.float() * deviation + mean
+
+
+def _contrast(target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of every patch, [masked patches, 1] each."""
+    variance, mean = torch.var_mean(target, dim=1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()

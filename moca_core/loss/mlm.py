@@ -14,15 +14,22 @@ from moca_core.loss.fused_cross_entropy import linear_cross_entropy
 
 
 class LanguageHead(nn.Module):
-    """A language head that gives the loss and never the logits. It holds the weight of the given head, under the same name."""
+    """A language head that gives the loss, or a few guesses, and never the logits. It holds the weight of the given head, under the
+    same name."""
 
     def __init__(self, lm_head: nn.Linear) -> None:
         super().__init__()
         assert lm_head.bias is None, "a language head with a bias has another loss"
         self.weight = lm_head.weight  # [V, D]
 
-    def forward(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum of -log p(target): [M, D] and [M] to a scalar."""
+    def forward(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor | None, *, guesses: int = 0
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Sum of -log p(target): [M, D] and [M] to a scalar. Without targets the `guesses` most probable tokens of every row and
+        their probabilities, [M, guesses] each."""
+        if targets is None:
+            probabilities, tokens = (hidden_states @ self.weight.T).float().softmax(1).topk(guesses)
+            return tokens, probabilities
         return linear_cross_entropy(hidden_states, self.weight, targets)
 
 

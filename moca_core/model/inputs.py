@@ -65,6 +65,13 @@ def normalise(pixels: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
     return ((values - mean) / std).flatten(1)
 
 
+def denormalise(values: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
+    """The inverse of `normalise`: float [P, C * patch²] to the nearest uint8, what lies beyond black and white cut off."""
+    values = values.float().view(len(values), spec.channels, spec.patch_size_px**2)
+    mean, std = (torch.tensor(x, device=values.device)[:, None] for x in (spec.image_mean, spec.image_std))
+    return ((values * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).flatten(1)
+
+
 def repeat_in_time(values: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
     """[P, C * patch²] to [P, C * temporal * patch²]: a still image is the same frame at every step of a temporal patch."""
     frames = values.view(len(values), spec.channels, 1, spec.patch_size_px**2)

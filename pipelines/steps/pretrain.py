@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import storage
 from cluster.workers import Worker
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
+from pipelines.pictures.reconstructions import draw_development, read_moments
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import StageConfig
 from pipelines.training.plan import hold_out
@@ -21,6 +23,7 @@ class PretrainConfig(StageConfig):
     released code does. Ratio and weight of 0 switch a half off: mlm_ratio=0 with mlm_weight=0, or mae_ratio=0 with mae_weight=0;
     steps=0 leaves the whole stage out. `normalise_patches` paints every patch in units of its own contrast; `decoder_layers` are
     copied from the middle of the language tower upwards. The model that comes out declares `attention`: every reader obeys it.
+    At `reconstructions` moments, from the start to the end, a few held-out rows are restored and drawn (0: never).
     """
 
     steps: int = 300
@@ -34,6 +37,7 @@ class PretrainConfig(StageConfig):
     shift: bool = True
     normalise_patches: bool = False
     decoder_layers: int = 1
+    reconstructions: int = 5
 
     least_steps = 0
 
@@ -53,6 +57,8 @@ class PretrainConfig(StageConfig):
             raise ValueError("mlm_ratio=0 and mae_ratio=0 leave nothing to learn; raise one of them")
         if self.rows_per_step < 1:
             raise ValueError(f"rows_per_step={self.rows_per_step} must be at least 1")
+        if self.reconstructions < 0 or self.reconstructions == 1:
+            raise ValueError(f"reconstructions={self.reconstructions} must be 0, or 2 and more: the start and the end")
         if self.decoder_layers < 1:
             raise ValueError(f"decoder_layers={self.decoder_layers} must be at least 1")
 
@@ -80,6 +86,8 @@ def run(context: Context) -> dict:
         worker_main,
         {
             "spec": base.result["spec"],
+            "tokenizer": base.path(base.result["tokenizer"]),
+            "uri": context.uri,
             "index": packed.path(packed.result["index"]),
             "files": [packed.path(file) for file, _ in packed.result["files"]],
             "rows_per_file": [rows for _, rows in packed.result["files"]],
@@ -88,7 +96,24 @@ def run(context: Context) -> dict:
         start_model=base.path(base.result["model"]),
         losses=[*(["mlm"] if config.mlm_weight else []), *(["mae"] if config.mae_weight else []), "total"],
     )
-    return result
+    return result | draw_reconstructions(context)
+
+
+def draw_reconstructions(context: Context) -> dict[str, Any]:
+    """All moments in one picture. For the result: {"reconstructions": {"steps", "right", "words"}}, the first guesses that were right."""
+    moments = read_moments(context.uri)
+    if not any(moment.images or moment.passages for moment in moments):
+        return {}
+    uri = context.path("reconstructions.png")
+    storage.write_atomic(uri, draw_development(moments))
+    context.run.log_artifact(storage.localize(uri))
+    return {
+        "reconstructions": {
+            "steps": [moment.step for moment in moments],
+            "right": [moment.right for moment in moments],
+            "words": len(moments[0].guessed),
+        }
+    }
 
 
 def worker_main(worker: Worker, job: dict[str, Any]) -> dict:

@@ -61,6 +61,7 @@ class StageRun:
             self.say(self.progress.line(row), bare=True)
         self.state["tokens_seen"] = self.progress.tokens_seen
         score = self.validate(report.step) if self.config.validates_after(done) else None
+        self.training.watch(done, self.engine, self.log)
         if done in self.config.snapshots:
             self.snapshot(done)
         self.state |= {"step": done, "guard": self.guard.state}

@@ -22,7 +22,8 @@ from pipelines.training.loop import Objective, train
 from pipelines.training.progress import Explain
 
 if TYPE_CHECKING:
-    from cluster.engine import EngineConfig
+    from cluster.engine import Engine, EngineConfig
+    from cluster.tracking import Run
 
 Stream = Iterator[tuple[int, list[MaskedBatch | PairBatch]]]
 
@@ -32,7 +33,8 @@ class Training:
     """What a stage brings: its objective and this rank's streams.
 
     `open_at(steps)` streams those global steps, `open_validation` what is held out. `describe(step)` names what each
-    of this rank's micro-batches of a step was made of. `explain` turns what the objective observed into numbers.
+    of this rank's micro-batches of a step was made of. `explain` turns what the objective observed into numbers. `watch(steps done,
+    engine, log)` looks at the model before the first step and after each; it changes nothing.
     """
 
     objective: Objective
@@ -41,6 +43,7 @@ class Training:
     describe: Callable[[int], list[list[str]]]
     explain: Explain = lambda observed: {}
     backward_pass: BackwardPass = whole_batches
+    watch: Callable[[int, "Engine", "Run | None"], None] = lambda done, engine, log: None
 
 
 def load_model(job: dict[str, Any], lora: Lora | None = None) -> PreTrainedModel:
@@ -76,6 +79,8 @@ def run_training(worker: Worker, job: dict[str, Any], config: StageConfig, train
         state = engine.load(directory) if directory is not None else None
     log = tracking.attach(*job["tracking"]) if worker.rank == 0 else None
     run = StageRun(worker, engine, config, training, job, log, state)
+    if state is None:
+        training.watch(0, engine, log)
     train(
         engine,
         training.objective,

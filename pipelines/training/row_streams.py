@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.workers import Worker
-from moca_core.data.codec import to_bytes
+from moca_core.data.codec import from_bytes, to_bytes
 from moca_core.data.masking import blank, mask
 from moca_core.spec import BackboneSpec
 from pipelines.tables import read_rows, read_table
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def training_over_rows(worker: Worker, job: dict[str, Any], spec: BackboneSpec, objective: "Objective") -> "Training":
     """This rank's streams of packed rows: those to train on, and those held out."""
     from pipelines.training.job import Training
+    from pipelines.training.reconstructions import ROWS, Reconstructions
 
     config: PretrainConfig = job["config"]
     costs = read_table(job["index"])["cost_flops"].to_numpy()
@@ -30,17 +31,23 @@ def training_over_rows(worker: Worker, job: dict[str, Any], spec: BackboneSpec, 
     fetch = {name: job[name] for name in ("files", "rows_per_file", "rows_per_group")}
     make = partial(make_batch, config=config, spec=spec, **fetch)
 
-    def addresses(rows: np.ndarray, steps: range) -> list[dict]:
-        plan = row_plan(costs[rows], config.rows_per_step, steps, worker.rank, worker.world_size, config.seed)
+    def addresses(
+        rows: np.ndarray, steps: range, rank: int = worker.rank, ranks: int = worker.world_size
+    ) -> list[dict]:
+        plan = row_plan(costs[rows], config.rows_per_step, steps, rank, ranks, config.seed)
         return [a | {"row": None if a["row"] is None else int(rows[a["row"]])} for a in plan]
 
     def stream(rows: np.ndarray, steps: range) -> "Stream":
         return open_stream(addresses(rows, steps), make, tasks=job["cluster"].data_tasks_per_worker)
 
+    first = addresses(held_out if len(held_out) else kept, range(ROWS), 0, 1)  # the same on any number of ranks
+    looked_at = list({address["row"]: address for address in first}.values())[:ROWS]
+    shown = [lambda a=address: from_bytes(make(a)) for address in looked_at]
     return Training(
         objective,
         open_at=partial(stream, kept),
         open_validation=partial(stream, held_out, range(len(held_out) // config.rows_per_step)),
+        watch=Reconstructions(job, spec, worker.rank, shown).after,
         describe=lambda step: [piece_ids(a, **fetch) for a in addresses(kept, range(step, step + 1))],
     )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from cluster import storage
@@ -36,9 +37,7 @@ def test_a_stage_trains_and_writes_a_model_of_its_attention(
     """Whatever the folder that it starts from declares: here nothing."""
     worker_main, config = STAGES[stage]
     monkeypatch.setattr("pipelines.training.job.run_training", lambda worker, job, config, training: training.objective)
-    monkeypatch.setattr(
-        "pipelines.training.row_streams.read_table", lambda uri: {"cost_flops": SimpleNamespace(to_numpy=list)}
-    )
+    monkeypatch.setattr("pipelines.training.row_streams.read_table", lambda uri: {"cost_flops": pa.array([1.0, 1.0])})
     job = {
         "config": config(attention=attention),
         "spec": base.result["spec"],
@@ -50,7 +49,7 @@ def test_a_stage_trains_and_writes_a_model_of_its_attention(
         "tokenizer": "",
         "weights": {},
     }
-    rows = {"rows_per_file": [] if stage == "pretrain" else {}}
+    rows = {"rows_per_file": [2] if stage == "pretrain" else {}}
     objective = worker_main(SimpleNamespace(rank=0, world_size=1), job | rows)
     assert attention_of(objective.encoder.backbone) == attention
 
