@@ -15,11 +15,14 @@ from pathlib import Path
 
 from cluster import storage, tracking
 from pipelines.dag import build, left_out
-from pipelines.recipe import RECIPES, load_recipe
+from pipelines.recipe import RECIPES, load_recipe, named_recipe, origin
+from pipelines.report import write_report
+from pipelines.runner.fingerprint import differences
+from pipelines.runner.outcome import Outcome, attempts
 from pipelines.runner.plan import Planned, make_plan
 from pipelines.runner.record import Artifact
 from pipelines.runner.scheduler import StepFailed
-from pipelines.tracked import CLOCK, run_tracked
+from pipelines.tracked import CLOCK, canonical_settings, cause_of, run_tracked
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,23 +48,33 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    start = origin(options.recipe)
+    outcome = Outcome(
+        root=root,
+        recipe=options.recipe,
+        origin=start,
+        changes=differences(canonical_settings(named_recipe(start)), canonical_settings(recipe)),
+        settings=canonical_settings(recipe),
+        left_out=absent,
+        tracking_uri=tracking_uri,
+        steps=attempts(plan),
+    )
     try:
-        artifacts = run_tracked(recipe, plan, root, tracking_uri, tracker)
+        artifacts = run_tracked(recipe, plan, outcome, tracker)
     except StepFailed as failure:
-        cause = (
-            getattr(failure.__cause__, "cause", None) or failure.__cause__
-        )  # what Ray wraps is what the user should read
+        cause = cause_of(failure)
         if not isinstance(cause, (ValueError, FileNotFoundError, FloatingPointError)):
             traceback.print_exception(cause)
         print(f"error: {failure}: {cause}", file=sys.stderr)
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)
+        print(f"look:  {write_report(root)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
             "\ninterrupted; what is finished is kept: the same command goes on from there", file=sys.stderr, flush=True
         )
         os._exit(130)  # threads of running steps wait for the cluster, which ends with this process
-    print_outcome(artifacts, root, tracking_uri)
+    print_outcome(artifacts, root, tracking_uri, write_report(root))
     return 0
 
 
@@ -100,7 +113,7 @@ def print_plan(plan: list[Planned], absent: dict[str, str], root: str) -> None:
     sys.stdout.flush()
 
 
-def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str) -> None:
+def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str, report: str) -> None:
     """Where everything is; locally also as links that do not change from run to run."""
     if storage.is_local(root):
         for name, artifact in artifacts.items():
@@ -113,7 +126,8 @@ def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str) 
         print("\n" + storage.read_bytes(artifacts["evaluate"].path("scores.md")).decode())
     for name, artifact in artifacts.items():
         print(f"{name:<10}{artifact.uri}")
-    print(f"\nlook:  mlflow ui --backend-store-uri {tracking_uri}")
+    print(f"\nlook:  {report}")
+    print(f"       mlflow ui --backend-store-uri {tracking_uri}")
     if "export" in artifacts:
         print(f'use:   python pipelines/embed.py --model {artifacts["export"].path("model")} "some text" image.png')
 

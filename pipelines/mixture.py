@@ -110,7 +110,7 @@ def tree(by_source: dict[str, dict[str, Share]]) -> str:
     for k, (source, names) in enumerate(by_source.items()):
         last = k == len(by_source) - 1
         lines.append((f"{'└─' if last else '├─'} {source}", wholes[source]))
-        shown = _most(names)
+        shown = most(names)
         if len(shown) > 1:
             stem = "   " if last else "│  "
             lines += [
@@ -127,7 +127,8 @@ def tree(by_source: dict[str, dict[str, Share]]) -> str:
     return "\n".join([header, *rows])
 
 
-def _most(names: dict[str, Share]) -> list[tuple[str, Share]]:
+def most(names: dict[str, Share]) -> list[tuple[str, Share]]:
+    """The names with most tokens first, what is beyond SHOWN of them as one."""
     ordered = sorted(names.items(), key=lambda item: (-item[1].tokens, item[0]))
     if len(ordered) <= SHOWN:
         return ordered

@@ -102,8 +102,8 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
     """
     if name.endswith((".yaml", ".yml")):
         sections = read_yaml(name)
-        recipe = named_recipe(str(sections.pop("recipe", "demo")))
-        recipe = merge(recipe, sections, "")
+        sections.pop("recipe", None)
+        recipe = merge(named_recipe(origin(name)), sections, "")
     else:
         recipe = named_recipe(name)
     changes: dict[str, Any] = {}
@@ -117,6 +117,11 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
             target = target.setdefault(section, {})
         target[leaf] = yaml.safe_load(value)
     return merge(recipe, changes, "")
+
+
+def origin(name: str) -> str:
+    """The named recipe that a recipe starts from, itself where it has a name."""
+    return str(read_yaml(name).get("recipe", "demo")) if name.endswith((".yaml", ".yml")) else name
 
 
 def named_recipe(name: str) -> Recipe:

@@ -12,9 +12,10 @@ from cluster import tracking
 from cluster.workers import connect
 from pipelines.recipe import Recipe
 from pipelines.runner.fingerprint import canonical
+from pipelines.runner.outcome import Outcome, now
 from pipelines.runner.plan import Planned
 from pipelines.runner.record import Artifact
-from pipelines.runner.scheduler import run_plan
+from pipelines.runner.scheduler import StepFailed, run_plan
 from pipelines.runner.step import Context, Execution
 
 LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "mlflow")
@@ -22,12 +23,15 @@ CLOCK = time.perf_counter()
 
 
 def run_tracked(
-    recipe: Recipe, plan: list[Planned], root: str, tracking_uri: str, tracker: tracking.Tracker
+    recipe: Recipe, plan: list[Planned], outcome: Outcome, tracker: tracking.Tracker
 ) -> dict[str, Artifact]:
-    """Runs the plan under one MLflow parent run, with one nested run per step."""
-    versions = environment()
+    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root."""
+    root, tracking_uri = outcome.root, outcome.tracking_uri
+    versions = outcome.environment = environment()
     parent = tracker.start_run(f"pipeline {Path(root).name}", tags={"root": root, **versions})
     parent.log_params(flatten(canonical_settings(recipe)))
+    outcome.tracking_run = parent.run_id
+    outcome.write()
     execution = Execution(recipe.cluster, recipe.tracking.log_every_steps, recipe.tracking.checkpoint_every_steps)
 
     open_runs: list[tracking.Run] = [parent]
@@ -37,6 +41,8 @@ def run_tracked(
         run = tracker.start_run(name, parent=parent, tags={"fingerprint": planned.fingerprint, "why": planned.why})
         open_runs.append(run)
         run.log_params(flatten(planned.payload["config"]))
+        attempt = outcome.attempt(name)
+        attempt.status, attempt.started, attempt.tracking_run = "running", now(), run.run_id
         say(name, f"started ({planned.why})")
         started, status = time.perf_counter(), "FAILED"
         context = Context(
@@ -56,6 +62,7 @@ def run_tracked(
         finally:
             open_runs.remove(run)
             run.finish(status)
+            attempt.status, attempt.ended = "done" if status == "FINISHED" else "failed", now()
             say(name, f"{'done' if status == 'FINISHED' else 'FAILED'} after {time.perf_counter() - started:.0f} s")
         return result, run.run_id
 
@@ -68,13 +75,23 @@ def run_tracked(
             connect(recipe.cluster)
         artifacts = run_plan(plan, execute, versions)
         status = "FINISHED"
+    except StepFailed as failure:
+        outcome.error = str(cause_of(failure))
+        raise
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
+        outcome.status, outcome.ended = status, now()
+        outcome.write()
         for run in reversed(open_runs):
             run.finish(status)
     return artifacts
+
+
+def cause_of(failure: StepFailed) -> BaseException | None:
+    """What the step raised; of what Ray wraps, what the user should read."""
+    return getattr(failure.__cause__, "cause", None) or failure.__cause__
 
 
 def log_skipped(tracker: tracking.Tracker, parent: tracking.Run, planned: Planned) -> None:

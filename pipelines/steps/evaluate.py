@@ -9,7 +9,8 @@ from moca_core.benchmarks import PROMPTS
 from pipelines.evaluation import report
 from pipelines.evaluation.engine import evaluate
 from pipelines.evaluation.tasks import StoredTask
-from pipelines.pictures.scores import score_bars
+from pipelines.pictures.scores import score_dots
+from pipelines.reporting.gallery import keep_galleries
 from pipelines.runner.step import Context, Step
 
 MODELS = ("base", "pretrain", "finetune", "average")
@@ -37,7 +38,7 @@ class EvaluateConfig:
 def evaluate_step(config: EvaluateConfig, stages: tuple[str, ...]) -> Step:
     """`stages` are those that the recipe has, from the first to the last."""
     config = config if config.models else replace(config, models=stages)
-    return Step("evaluate", run, config, needs=("pairs", *config.models), code_version=3, resumable=True)
+    return Step("evaluate", run, config, needs=("pairs", *config.models), code_version=4, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -75,9 +76,13 @@ def run(context: Context) -> dict:
             context.run.log_metrics({f"{metric}/{name}/{model}": value for model, value in row.items()})
     for line in score_table(scores).splitlines():
         context.say(line)
+    intervals = {
+        name: {model: by_metric["precision_at_1"] for model, by_metric in task["scores"].items()}
+        for name, task in document["tasks"].items()
+    }
     files = {
         "scores.md": score_table(scores).encode(),
-        "scores.png": score_bars(scores),
+        "scores.png": score_dots(scores, intervals),
         "report.md": report.markdown(document).encode(),
         "scores.json": json.dumps(document, indent=2, allow_nan=False).encode(),
         "scores.csv": report.scores_csv(document),
@@ -85,6 +90,7 @@ def run(context: Context) -> dict:
     for name, content in files.items():
         storage.write_atomic(context.path(name), content)
         context.run.log_artifact(storage.localize(context.path(name)))
+    keep_galleries(context, {task.name: task.uri for task in tasks}, evaluated.rankings)
     storage.delete(context.path("vectors"))  # another evaluation of this pipeline is one of other models
     return {
         "scores": scores,
@@ -93,10 +99,7 @@ def run(context: Context) -> dict:
         "attention": {reader.label: reader.attention for reader in evaluated.readers},
         "rankings": evaluated.rankings,
         "tasks": {name: task["path"] for name, task in stored.items()},
-        "intervals": {
-            name: {model: by_metric["precision_at_1"] for model, by_metric in task["scores"].items()}
-            for name, task in document["tasks"].items()
-        },
+        "intervals": intervals,
         "comparison": {name: asdict(comparison) for name, comparison in compared.items()},
     }
 
