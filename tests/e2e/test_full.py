@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
+from pipelines.training.plan import hold_out, row_plan
 from tests.e2e.conftest import KICAD, REJECTED, ROOT, broken_corpus, png
 
 STEPS = ("corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate", "export")
@@ -96,6 +99,29 @@ def test_mlflow_has_one_parent_and_a_run_per_step_with_what_matters(finished):
     assert "losses.png" in [a.path for a in client.list_artifacts(children["pretrain"].info.run_id)]
     history = client.get_metric_history(children["pretrain"].info.run_id, "mlm")
     assert {0, 1, 3, 23} <= {point.step for point in history}
+    drawn = [a.path for a in client.list_artifacts(children["pretrain"].info.run_id, "reconstructions")]
+    assert [int(Path(path).stem.removeprefix("step_")) for path in sorted(drawn)] == [0, 3, 6, 12, 24]
+    for step, name in (("pretrain", "time.png"), ("finetune", "similarities.png"), ("evaluate", "finetune.html")):
+        assert name in [a.path for a in client.list_artifacts(children[step].info.run_id)], name
+    assert "report.html" in [a.path for a in client.list_artifacts(first.info.run_id)]
+
+
+def test_tokens_are_counted_exactly_though_a_worker_was_killed(finished):
+    index = pq.read_table(finished.root / "latest" / "pack" / "index.parquet")
+    kept, _ = hold_out(len(index), 0.05, 2, (0,))
+    plan = row_plan(index["cost_flops"].to_numpy()[kept], 2, range(24), 0, 1, seed=0)
+    expected = sum(index["tokens"][int(kept[address["row"]])].as_py() for address in plan)
+    result = record(finished, "pretrain")["result"]
+    history = json.loads((finished.root / "latest" / "pretrain" / "history.json").read_text())["history"]
+    assert result["tokens_seen"] == history[-1]["tokens_seen"] == expected
+    assert sum(result["time"].values()) == pytest.approx(1)
+
+
+def test_the_report_shows_the_run(finished):
+    html = (finished.root / "report.html").read_text()
+    assert "The run finished." in html and "started again 1 times" in html and html.count("data:image/png") >= 8
+    for step in STEPS:
+        assert f'id="{step}"' in html
 
 
 def test_registered_model_embeds_texts_and_images(finished):
