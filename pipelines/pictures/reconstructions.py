@@ -16,7 +16,7 @@ from pipelines.pictures.sheet import FAINT, INK, beside, boxed, cell, font, line
 FOLDER = "reconstructions"
 WIDTH_PX, IMAGE_PX = 1000, 148
 WORDS_OF_A_RUN = 14  # masked ones whose guesses are followed over the moments
-CONTEXT_CHARACTERS = 24
+CONTEXT_CHARACTERS = 20
 MASKED = "#FFF3C4"
 
 
@@ -109,8 +109,8 @@ def _passage(passage: list[Word]) -> Image.Image:
             lines.append([])
             room_px = WIDTH_PX
         lines[-1].append(piece)
-        room_px -= piece.width + 3
-    return stacked([beside(pieces, gap_px=3) for pieces in lines], gap_px=6)
+        room_px -= piece.width + 1
+    return stacked([beside(pieces, gap_px=1) for pieces in lines], gap_px=6)
 
 
 def _word(word: Word) -> Image.Image:
@@ -160,4 +160,5 @@ def _words_of_a_run(moments: Sequence[Moment], names: Sequence[str]) -> Image.Im
 
 
 def _shown(text: str) -> str:
-    return "".join("⏎" if c == "\n" else c if c.isprintable() else "�" for c in text)
+    shown = "".join("⏎" if c == "\n" else c if c.isprintable() else "�" for c in text)
+    return shown if shown.strip() else "␣" * len(shown)

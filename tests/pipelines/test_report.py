@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from cluster import storage
 from moca_core.data.schema import task_to_tables
 from moca_core.types import EvalTask, Query, Segment
-from pipelines import report
+from pipelines import full, report
 from pipelines.pictures.scores import score_dots
 from pipelines.reporting.gallery import choose, entries, gallery_page, rows_at
 from pipelines.reporting.verdict import timeline
@@ -22,6 +23,7 @@ from pipelines.runner import outcome as outcomes
 from pipelines.runner import record
 from pipelines.runner.outcome import Attempt, Outcome
 from pipelines.runner.record import Record
+from pipelines.runner.step import Step
 from pipelines.tables import read_table, table_writer
 from tests.pipelines.conftest import png
 
@@ -270,3 +272,52 @@ def test_rows_are_found_by_their_places(root: str) -> None:
     whole = read_table(uri).to_pylist()
     found = rows_at(uri, [7, 0, 11])
     assert list(found) == [7, 0, 11] and all(row == whole[place] for place, row in found.items())
+
+
+@dataclass(frozen=True)
+class Toy:
+    value: int = 1
+
+
+def toy_steps(recipe) -> list[Step]:
+    def corpus(context) -> dict:
+        return {"documents": 3, "sources": ["web"], "rejected": {"empty": 2}}
+
+    def pairs(context) -> dict:
+        raise ValueError(f"no pairs in {SCRIPT}")
+
+    return [Step("corpus", corpus, Toy()), Step("pairs", pairs, Toy()), Step("clean", corpus, Toy(), needs=("pairs",))]
+
+
+def test_the_command_leaves_a_report_of_a_run_that_failed_or_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("pipelines.full.build", toy_steps)
+    monkeypatch.setattr("pipelines.full.left_out", lambda recipe: {"mine": "mine.negatives=0"})
+    monkeypatch.setattr("pipelines.tracked.connect", lambda cluster: None)
+    root = str(tmp_path / "root")
+    command = ["--root", root, "--set", "pretrain.steps=7"]
+    assert full.main(command) == 1
+    assert f"look:  {root}/report.html" in capsys.readouterr().err
+    page = Page(storage.read_bytes(f"{root}/report.html"))
+    assert page.scripts == 0 and page.fetched == []
+    for part in (
+        "Failed: pairs",
+        f"no pairs in {SCRIPT}",
+        "pretrain.steps: 200 -> 7",
+        "2 documents could not be used",
+        "not run",
+    ):
+        assert part in page.words, part
+    assert outcomes.read(root).failed == ["pairs"]
+
+    assert full.main([*command, "--until", "corpus"]) == 0
+    words = Page(storage.read_bytes(f"{root}/report.html")).words
+    assert "The run finished." in words and "skipped: made" in words and "2 documents could not be used" in words
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    logged = [a.path for a in client.list_artifacts(outcomes.read(root).tracking_run)]
+    assert logged == ["report.html"]
