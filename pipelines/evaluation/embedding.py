@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,9 @@ from moca_core.types import Attention
 from pipelines.evaluation.tasks import ROWS_PER_GROUP, SIDES, StoredTask
 from pipelines.tables import read_rows, read_table, table_writer
 from pipelines.vectors import ID, id_column, ids_of, read_ids, read_vectors, write_vectors
+
+if TYPE_CHECKING:
+    from moca_core.embedder import Embedder
 
 UNIT_CONTENTS = 256
 VERSION = 1  # raised by hand when the same content would get another vector
@@ -41,10 +45,15 @@ class Reader:
     max_tokens: int | None
     precision: str
 
+    @property
+    def key(self) -> tuple:
+        """What a vector depends on beside what it is of."""
+        return (VERSION, self.digest, self.max_tokens, self.precision)
+
     def space(self, side: str, prompts: Prompts) -> str:
         """Where vectors of that side of a task belong. Sides without a prompt share one."""
         said = (side, prompts.query if side == "queries" else prompts.image)
-        identity = (VERSION, self.digest, self.max_tokens, self.precision, said if said[1] else ())
+        identity = (*self.key, said if said[1] else ())
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
 
@@ -85,7 +94,7 @@ class Embed:
 
     def __init__(self, units: list[EmbeddingUnit], vectors_uri: str) -> None:
         self.units, self.vectors_uri = units, vectors_uri
-        self.embedder = lru_cache(maxsize=1)(_load)
+        self.embedder = lru_cache(maxsize=1)(load_embedder)
 
     def __call__(self, number: int) -> dict:
         unit = self.units[number]
@@ -102,7 +111,7 @@ class Embed:
         return {"embedded": len(rows)}
 
 
-def _load(uri: str, max_tokens: int | None):
+def load_embedder(uri: str, max_tokens: int | None) -> "Embedder":
     from moca_core.embedder import Embedder
 
     return Embedder(storage.localize(uri), max_tokens=max_tokens)

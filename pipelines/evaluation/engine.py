@@ -24,41 +24,41 @@ class Evaluated:
     embedded: int
 
 
+def open_models(models: dict[str, str], max_tokens: int | None, pool: Pool) -> tuple[Reader, ...]:
+    """{label: URI of a model folder} as what reads with it. Needs `connect` first."""
+    described = run_tasks(describe, [(model,) for model in models.values()], cpus=1, gpus=0)
+    precision = "bfloat16" if pool.gpus else "float32"  # as the embedder chooses
+    return tuple(
+        Reader(label, model, digest, attention, max_tokens, precision)
+        for (label, model), (digest, attention) in zip(models.items(), described, strict=True)
+    )
+
+
 def evaluate(
-    models: dict[str, str],
+    readers: tuple[Reader, ...],
     tasks: Iterable[StoredTask],
-    max_tokens: int | None,
     *,
     uri: str,
     vectors_uri: str,
     pool: Pool,
     say: Callable[[str], None],
 ) -> Evaluated:
-    """Ranks the candidates of every task with every model, {label: URI}. Rankings go below `uri`, vectors below `vectors_uri`.
+    """Ranks the candidates of every task with every model. Rankings go below `uri`, vectors below `vectors_uri`.
 
-    What an earlier run left in `vectors_uri` is not embedded again, whatever the models and the tasks of that run were called. A run
-    that was killed goes on where it was. Needs `connect` first.
+    What an earlier run left in `vectors_uri` is not embedded again, whatever its models and tasks were called. A run that was killed
+    goes on where it was. Needs `connect` first.
     """
     tasks = tuple(tasks)
-    described = run_tasks(describe, [(model,) for model in models.values()], cpus=1, gpus=0)
-    precision = "bfloat16" if pool.gpus else "float32"  # as the embedder chooses
-    readers = tuple(
-        Reader(label, model, digest, attention, max_tokens, precision)
-        for (label, model), (digest, attention) in zip(models.items(), described, strict=True)
-    )
-    given = {"say": say, "vectors_uri": vectors_uri, "uri": uri}
-    embedded = embed(readers, tasks, pool=pool, **given)
+    embedded = embed(readers, tasks, uri=uri, vectors_uri=vectors_uri, pool=pool, say=say)
     for space in {reader.space(side, task.prompts) for reader in readers for task in tasks for side in SIDES}:
         write_index(vectors_uri, space, storage.join(uri, index_file(space)))
     units = [ScoringUnit(reader, task) for reader in readers for task in tasks]
     say(f"ranking: {len(tasks)} task(s) by {len(readers)} model(s)")
     fn = partial(score, units=units, uri=uri, vectors_uri=vectors_uri)
-    identity = [VERSION, *((unit.reader, unit.task.digest()) for unit in units)]
+    identity = [VERSION, *((unit.reader.label, unit.reader.key, unit.task.digest()) for unit in units)]
     finish(fn, len(units), identity, uri, say)
     storage.delete(storage.join(uri, "index"))
-    rankings = {
-        reader.label: {task.name: ranking_file(reader.label, task.name) for task in tasks} for reader in readers
-    }
+    rankings = {r.label: {task.name: ranking_file(r.label, task.name) for task in tasks} for r in readers}
     return Evaluated(readers, tasks, rankings, embedded)
 
 

@@ -159,6 +159,15 @@ def comparison_table(compared: dict[str, dict]) -> str:
     return table(["task", "difference in points", "p"], rows)
 
 
+def mteb_markdown(found: dict[str, dict], models: list[str]) -> str:
+    """Main scores of mteb's tasks, as mteb says them."""
+    rows = [[name, task["metric"], *(f"{100 * task['scores'][m]:.1f}" for m in models)] for name, task in found.items()]
+    if len(found) > 1:
+        means = [np.mean([task["scores"][m] for task in found.values()]) for m in models]
+        rows.append(["mean", "", *(f"{100 * mean:.1f}" for mean in means)])
+    return "## By mteb\n\n" + table(["task", "metric", *models], rows)
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table: names to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]

@@ -7,7 +7,7 @@ from cluster import storage
 from cluster.batch import Pool
 from moca_core.benchmarks import PROMPTS
 from pipelines.evaluation import report
-from pipelines.evaluation.engine import evaluate
+from pipelines.evaluation.engine import evaluate, open_models
 from pipelines.evaluation.tasks import StoredTask
 from pipelines.pictures.scores import score_dots
 from pipelines.reporting.gallery import keep_galleries
@@ -56,15 +56,9 @@ def run(context: Context) -> dict:
     tasks = [StoredTask.of(name, pairs.path(task["path"]), prompts) for name, task in stored.items()]
     models = {name: context.inputs[name].path(context.inputs[name].result["model"]) for name in config.models}
     cluster = context.execution.cluster
-    evaluated = evaluate(
-        models,
-        tasks,
-        config.max_tokens,
-        uri=context.uri,
-        vectors_uri=context.path("vectors"),
-        pool=Pool(cluster.num_workers, cluster.cpus_per_worker, min(1, cluster.gpus_per_worker)),
-        say=context.say,
-    )
+    pool = Pool(cluster.num_workers, cluster.cpus_per_worker, min(1, cluster.gpus_per_worker))
+    readers, vectors_uri = open_models(models, config.max_tokens, pool), context.path("vectors")
+    evaluated = evaluate(readers, tasks, uri=context.uri, vectors_uri=vectors_uri, pool=pool, say=context.say)
     values = report.read_values(evaluated, context.uri)
     ours, theirs = config.models[-1], config.models[0]
     compared = report.comparisons(values, evaluated.tasks, ours, theirs) if ours != theirs else {}
@@ -91,7 +85,7 @@ def run(context: Context) -> dict:
         storage.write_atomic(context.path(name), content)
         context.run.log_artifact(storage.localize(context.path(name)))
     keep_galleries(context, {task.name: task.uri for task in tasks}, evaluated.rankings)
-    storage.delete(context.path("vectors"))  # another evaluation of this pipeline is one of other models
+    storage.delete(vectors_uri)  # another evaluation of this pipeline is one of other models
     return {
         "scores": scores,
         "ndcg_at_5": ndcg_at_5,
