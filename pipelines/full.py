@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
             "\ninterrupted; what is finished is kept: the same command goes on from there", file=sys.stderr, flush=True
         )
         os._exit(130)  # threads of running steps wait for the cluster, which ends with this process
-    print_outcome(artifacts, root, tracking_uri, write_report(root))
+    print_outcome(artifacts, root, tracking_uri)
+    print(f"look:  {write_report(root)}")
     return 0
 
 
@@ -113,7 +114,7 @@ def print_plan(plan: list[Planned], absent: dict[str, str], root: str) -> None:
     sys.stdout.flush()
 
 
-def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str, report: str) -> None:
+def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str) -> None:
     """Where everything is; locally also as links that do not change from run to run."""
     if storage.is_local(root):
         for name, artifact in artifacts.items():
@@ -126,8 +127,7 @@ def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str, 
         print("\n" + storage.read_bytes(artifacts["evaluate"].path("scores.md")).decode())
     for name, artifact in artifacts.items():
         print(f"{name:<10}{artifact.uri}")
-    print(f"\nlook:  {report}")
-    print(f"       mlflow ui --backend-store-uri {tracking_uri}")
+    print(f"\nlook:  mlflow ui --backend-store-uri {tracking_uri}")
     if "export" in artifacts:
         print(f'use:   python pipelines/embed.py --model {artifacts["export"].path("model")} "some text" image.png')
 

@@ -53,8 +53,10 @@ def verdict(outcome: Outcome, evaluated: dict[str, Any] | None) -> Verdict:
     ]
     if overall := evaluated.get("comparison", {}).get("all"):
         sure = "more than chance would explain" if overall["p_value"] < MET else "which chance alone could explain"
+        points = {name: f"{100 * value:+.1f}" for name, value in overall["difference"].items()}
         sentences.append(
-            f"Against {columns[1]}, on the same queries: {100 * overall['difference']:+.1f} points, p = {overall['p_value']:.2g}, {sure}."
+            f"Against {columns[1]}, on the same queries: {points['mean']} points ({points['low']} to {points['high']}, "
+            f"p = {overall['p_value']:.2g}), {sure}."
         )
     intervals = evaluated.get("intervals", {})
     rows = [

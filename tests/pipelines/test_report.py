@@ -135,7 +135,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             "queries": {TASK: QUERIES},
             "rankings": {model: {TASK: f"rankings/{model}/t.parquet"} for model in MODELS},
             "intervals": {TASK: {"finetune": {"mean": 0.75, "low": 0.55, "high": 0.9}}},
-            "comparison": {"all": {"difference": 0.65, "p_value": 0.001}},
+            "comparison": {"all": {"difference": {"mean": 0.65, "low": 0.4, "high": 0.8}, "p_value": 0.001}},
         },
     )
     made(root, "export", {"model": "model", "cosine": {"transformers": 0.99999}})
@@ -186,7 +186,7 @@ def test_it_says_what_was_run_and_how_it_went(root: str) -> None:
         "finetune puts a right answer first for 75.0% of queries",
         "base 10.0%",
         "55.0% to 90.0%",
-        "+65.0 points",
+        "+65.0 points (+40.0 to +80.0, p = 0.001), more than",
         "pretrain.steps: 200 -> 40",
         "c0ffee",
         "3 pairs could not be used",
