@@ -84,9 +84,8 @@ def finish(
 ) -> list[dict]:
     """The results of all units. The marks of those that finished outlive a killed run, which finds them by what identifies the units."""
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-    state = storage.join(uri, "state", name)
-    done = run_units(fn, count, state_uri=state, say=say, pool=pool)
-    storage.delete(state)
+    done = run_units(fn, count, state_uri=storage.join(uri, "state", name), say=say, pool=pool)
+    storage.delete(storage.join(uri, "state"))  # those of killed runs too, which had other units
     return done
 
 

@@ -97,7 +97,8 @@ def recipe() -> Recipe:
                 Source("mmeb", f"{BUCKET}/finetune/{name}", images=f"{BUCKET}/finetune/images", limit=CL_ROWS)
                 for name in CL_SETS
             ),
-            evaluate=(Source("mmeb", f"{BUCKET}/evaluate/mmeb"),),
+            # PAPER: MMEB and ViDoRe v2. Folders called as they are published; without one of them drop it here.
+            evaluate=(Source("mmeb", f"{BUCKET}/evaluate/mmeb"), Source("beir", f"{BUCKET}/evaluate/vidore_v2")),
         ),
         finetune=FinetuneConfig(
             steps=977,  # OURS: one pass over about 2 million pairs (PAPER) in batches of 2048
@@ -111,7 +112,7 @@ def recipe() -> Recipe:
             loss=ContrastiveConfig(temperature=0.03),  # PAPER
             max_tokens=1280,  # CODE
         ),
-        evaluate=EvaluateConfig(max_tokens=1280),
+        evaluate=EvaluateConfig(max_tokens=1280, prompts="moca-trained"),  # CODE, as layout mmeb reads it
         export=ExportConfig(name="moca-3b", max_tokens=2048),
         cluster=ClusterConfig(
             num_workers=8,

@@ -63,6 +63,24 @@ def test_pytrec_eval_finds_the_same(seed, graded):
     assert 1 / found.right_rank() == pytest.approx(trec["recip_rank"], abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_mteb_s_retrieval_evaluation_finds_the_same_on_random_embeddings(seed):
+    from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+    rng = np.random.default_rng(seed)
+    queries, candidates = rng.normal(size=(25, 8)), rng.normal(size=(40, 8))
+    scores = queries @ candidates.T / np.linalg.norm(candidates, axis=1)
+    judged = [dict(zip(rng.choice(40, 4, replace=False).tolist(), (1, 1, 2, 3), strict=True)) for _ in queries]
+    results = {f"q{n}": {f"d{i}": float(s) for i, s in enumerate(row)} for n, row in enumerate(scores)}
+    qrels = {f"q{n}": {f"d{i}": grade for i, grade in graded.items()} for n, graded in enumerate(judged)}
+    theirs = calculate_retrieval_scores(results, qrels, (1, 5, 10)).all_scores
+    for n, (row, graded) in enumerate(zip(scores, judged, strict=True)):
+        found = ranking(row, list(graded))
+        for k in (1, 5, 10):
+            assert found.ndcg(k, list(graded.values())) == pytest.approx(theirs[f"q{n}"][f"ndcg_cut_{k}"], abs=1e-9)
+            assert found.recall(k) == pytest.approx(theirs[f"q{n}"][f"recall_{k}"], abs=1e-9)
+
+
 def test_closed_forms():
     scores = np.array([0.1, 0.9, 0.5])
     assert [ranking(scores, [i]).precision_at_1() for i in range(3)] == [0, 1, 0]
