@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster import storage, tracking
 from pipelines.reporting.gallery import gallery
 from pipelines.reporting.pages import page
-from pipelines.reporting.sections import section
+from pipelines.reporting.sections import moment, section
 from pipelines.reporting.verdict import timeline, verdict
 from pipelines.runner import outcome as outcomes
 from pipelines.runner import record
@@ -59,6 +59,7 @@ def render(outcome: Outcome) -> bytes:
     return page(
         "report.html",
         title=f"{Path(outcome.recipe).stem}: {Path(outcome.root).name}",
+        when=moment(outcome.started) + (f" to {moment(outcome.ended)}" if outcome.ended else ""),
         outcome=outcome,
         failed=outcome.failed,
         verdict=verdict(outcome, evaluated),

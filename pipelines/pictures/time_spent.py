@@ -44,7 +44,7 @@ def time_spent(title: str, history: list[dict[str, float]]) -> bytes:
         panel.stairs(top, edges, baseline=bottom, fill=True, color=COLOURS[part], label=MEANS[part])
         bottom = top
     panel.set(xlabel="steps", ylabel="seconds of a step", xlim=(0, edges[-1]))
-    usual = sorted(bottom)[round(0.9 * (len(bottom) - 1))]
+    usual = max(bottom[1:], default=bottom[0])  # the first step waits for everything to start
     panel.set_ylim(0, min(max(bottom), 2 * usual) * 1.05)
     if bottom[0] > 2 * usual:
         panel.annotate(

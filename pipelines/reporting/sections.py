@@ -59,13 +59,18 @@ def section(attempt: Attempt, record: Record | None) -> Section:
     made = Section(attempt.step, QUESTIONS.get(attempt.step, ""), attempt.status)
     if record is None:
         return made
-    made.facts = [("took", duration(record.duration_s)), ("made", record.started.replace("T", " "))]
+    made.facts = [("took", duration(record.duration_s)), ("made", moment(record.started))]
     if attempt.step in READERS:
         READERS[attempt.step](made, record.result)
     for name, caption in PICTURES.items():
         if (source := inlined(storage.join(attempt.uri, name))) is not None:
             made.pictures.append((caption, source))
     return made
+
+
+def moment(iso: str) -> str:
+    """ "2026-11-23T08:00:10+00:00" for people."""
+    return f"{iso[:10]} {iso[11:16]} UTC"
 
 
 def duration(seconds: float) -> str:
@@ -148,10 +153,11 @@ def _average(made: Section, result: dict[str, Any]) -> None:
 
 def _evaluate(made: Section, result: dict[str, Any]) -> None:
     made.facts.append(("queries", f"{sum(result['queries'].values()):,}"))
-    models = [name for name in next(iter(result["scores"].values()), {}) if name != "chance"]
+    model = list(next(iter(result["scores"].values())))[-1]
     for name, row in result["scores"].items():
-        if models and row[models[-1]] <= row["chance"]:
-            made.warnings.append(f"{name}: {models[-1]} is no better than chance.")
+        interval = result.get("intervals", {}).get(name, {}).get(model)
+        if (interval["low"] if interval else row[model]) <= row["chance"]:
+            made.warnings.append(f"{name}: {model} cannot be told from chance.")
 
 
 def _export(made: Section, result: dict[str, Any]) -> None:
