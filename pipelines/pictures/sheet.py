@@ -80,7 +80,7 @@ def png(picture: Image.Image, margin_px: int = 16) -> bytes:
     framed = Image.new("RGB", (picture.width + 2 * margin_px, picture.height + 2 * margin_px), "white")
     framed.paste(picture, (margin_px, margin_px))
     buffer = io.BytesIO()
-    framed.save(buffer, "PNG", optimize=True)
+    framed.save(buffer, "PNG")
     return buffer.getvalue()
 
 

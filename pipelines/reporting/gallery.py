@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cluster import storage
+from moca_core.data.image_files import ImageBounds, ImageError, decode
 from moca_core.data.schema import rows_to_content
 from moca_core.rng import generator
 from moca_core.types import Content
-from pipelines.reporting.pages import page, thumbnail
+from pipelines.pictures.gallery import draw_gallery
+from pipelines.reporting.pages import page
 from pipelines.runner.step import Context
 from pipelines.tables import open_table, read_table
 
 FOUND, CHARACTERS, IMAGES = 5, 220, 2
 PER_TASK, IN_ALL = 8, 120  # queries that are shown
+THUMBNAIL_PX = 300  # screens have twice the pixels that CSS counts
+BOUNDS = ImageBounds()
 
 
 @dataclass(frozen=True)
@@ -66,24 +71,25 @@ def entries(positives: Mapping[int, Sequence[int]], rankings: Sequence[Mapping[s
 
 
 def gallery(tasks: Mapping[str, str], rankings: Mapping[str, str], count: int = PER_TASK) -> list[dict[str, Any]]:
-    """What gallery.html shows: for each task, named with its folder (queries and candidates) and its table of rankings, at most `count`
-    queries, fewer where there are many tasks."""
+    """What gallery.html and draw_gallery show: for each task, named with its folder (queries and candidates) and its table of rankings,
+    at most `count` queries, fewer where there are many tasks."""
     count = max(2, min(count, IN_ALL // max(1, len(tasks))))
     return [_task(name, tasks[name], rankings[name], count) for name in tasks]
 
 
-def gallery_page(model: str, tasks: Mapping[str, str], rankings: Mapping[str, str]) -> bytes:
-    """One HTML file, whole in itself."""
-    return page("gallery.html", model=model, tasks=gallery(tasks, rankings))
-
-
 def keep_galleries(context: Context, tasks: Mapping[str, str], rankings: Mapping[str, Mapping[str, str]]) -> None:
-    """Writes gallery/MODEL.html of every model below the step's folder, and to MLflow. `rankings` are {model: {task: path}}."""
+    """Writes gallery/MODEL.html, whole in itself, and MODEL.png for every model below the step's folder, and logs them.
+
+    `tasks` {task: folder}, `rankings` {model: {task: path below the step's folder}}.
+    """
     for model, by_task in rankings.items():
-        uri = context.path("gallery", f"{model}.html")
-        found = {task: context.path(path) for task, path in by_task.items()}
-        storage.write_atomic(uri, gallery_page(model, tasks, found))
-        context.run.log_artifact(storage.localize(uri))
+        found = gallery(tasks, {task: context.path(path) for task, path in by_task.items()})
+        title = f"What {model} finds"
+        files = {"html": page("gallery.html", title=title, tasks=found), "png": draw_gallery(title, found)}
+        for kind, data in files.items():
+            uri = context.path("gallery", f"{model}.{kind}")
+            storage.write_atomic(uri, data)
+            context.run.log_artifact(storage.localize(uri))
 
 
 def _task(name: str, uri: str, rankings_uri: str, count: int) -> dict[str, Any]:
@@ -129,7 +135,7 @@ def rows_at(uri: str, places: Collection[int]) -> dict[int, dict]:
 
 
 def drawable(content: Content) -> dict[str, Any]:
-    """A content as a page shows it: its text shortened, its first images small, and how many more there are."""
+    """A content to look at: its text shortened, its first images small (None: cannot be read), and how many more there are."""
     texts = " ".join(" ".join(s.text.split()) for s in content if s.text is not None)
     images = [s.image for s in content if s.image is not None]
     return {
@@ -137,3 +143,13 @@ def drawable(content: Content) -> dict[str, Any]:
         "images": [thumbnail(image) for image in images[:IMAGES]],
         "more": max(0, len(images) - IMAGES),
     }
+
+
+def thumbnail(image: bytes) -> Image.Image | None:
+    """A small copy of an untrusted image; None where it cannot be read within bounds."""
+    try:
+        picture = decode(image, BOUNDS)
+    except ImageError:
+        return None
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    return picture

@@ -6,26 +6,25 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cluster import storage
-from moca_core.data.image_files import ImageBounds, ImageError, decode
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-THUMBNAIL_PX = 150
-BOUNDS = ImageBounds()
+    from PIL.Image import Image
 
 
 @lru_cache
 def templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("pipelines.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["webp"] = webp
+    return environment
 
 
 def page(template: str, **values: object) -> bytes:
@@ -37,13 +36,8 @@ def inlined(uri: str) -> str | None:
     return data_uri(storage.read_bytes(uri), "png") if storage.exists(uri) else None
 
 
-def thumbnail(image: bytes) -> str | None:
-    """A small copy of an untrusted image as a data: URI; None where it cannot be read within bounds."""
-    try:
-        picture = decode(image, BOUNDS)
-    except ImageError:
-        return None
-    picture.thumbnail((2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))  # screens have more pixels than CSS has
+def webp(picture: "Image") -> str:
+    """A picture as a data: URI."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=70)
     return data_uri(buffer.getvalue(), "webp")

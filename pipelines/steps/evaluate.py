@@ -38,7 +38,7 @@ class EvaluateConfig:
 def evaluate_step(config: EvaluateConfig, stages: tuple[str, ...]) -> Step:
     """`stages` are those that the recipe has, from the first to the last."""
     config = config if config.models else replace(config, models=stages)
-    return Step("evaluate", run, config, needs=("pairs", *config.models), code_version=4, resumable=True)
+    return Step("evaluate", run, config, needs=("pairs", *config.models), code_version=5, resumable=True)
 
 
 def run(context: Context) -> dict:

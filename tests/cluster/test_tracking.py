@@ -138,6 +138,7 @@ def test_models_are_logged_and_registered(
         addresses.append(run.log_model("m", code, weights, ["torch"], {"value": "long"}, (-1, 1)))
         assert run.register_model("m", addresses[-1], "newest", "what it is") == number
     run.log_artifact(f"{weights}/factor")
+    run.log_artifact(f"{weights}/factor", "moments")
     run.finish("FINISHED")
     assert os.listdir(work) == []
     newest = tracker.client.get_model_version_by_alias("m", "newest")
@@ -145,7 +146,8 @@ def test_models_are_logged_and_registered(
     assert tracker.client.get_model_version("m", "1").aliases == []
     seen = tracker.client.get_run(run.run_id)
     assert [f"models:/{output.model_id}" for output in seen.outputs.model_outputs] == addresses
-    assert [file.path for file in tracker.client.list_artifacts(run.run_id)] == ["factor"]
+    assert [file.path for file in tracker.client.list_artifacts(run.run_id)] == ["factor", "moments"]
+    assert [file.path for file in tracker.client.list_artifacts(run.run_id, "moments")] == ["moments/factor"]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     table = pd.DataFrame({"value": [1, 2]})

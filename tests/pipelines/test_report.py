@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from moca_core.data.schema import task_to_tables
 from moca_core.types import EvalTask, Query, Segment
 from pipelines import full, report
 from pipelines.pictures.scores import score_dots
-from pipelines.reporting.gallery import choose, entries, gallery_page, rows_at
+from pipelines.reporting.gallery import choose, entries, keep_galleries, rows_at
 from pipelines.reporting.verdict import timeline
 from pipelines.runner import outcome as outcomes
 from pipelines.runner import record
@@ -25,7 +26,7 @@ from pipelines.runner.outcome import Attempt, Outcome
 from pipelines.runner.record import Record
 from pipelines.runner.step import Step
 from pipelines.tables import read_table, table_writer
-from tests.pipelines.conftest import png
+from tests.pipelines.conftest import Books, png
 
 SCRIPT = '<script>alert("x")</script>'
 MODELS = ("base", "finetune")
@@ -249,13 +250,28 @@ def test_right_answers_are_marked_and_no_others() -> None:
     assert last.others == 1 and [found.candidate for found in last.found] == rankings[2]["top"][:5]
 
 
-def test_a_gallery_page_shows_them(root: str) -> None:
+def test_galleries_are_kept_as_pages_and_pictures(root: str) -> None:
     pairs, evaluate = (storage.join(root, step, "f" * 16) for step in ("pairs", "evaluate"))
-    page = Page(gallery_page("finetune", {TASK: f"{pairs}/tasks/t"}, {TASK: f"{evaluate}/rankings/finetune/t.parquet"}))
+    books = Books()
+    context = SimpleNamespace(path=lambda *parts: storage.join(evaluate, *parts), run=books)
+    keep_galleries(
+        context, {TASK: f"{pairs}/tasks/t"}, {model: {TASK: f"rankings/{model}/t.parquet"} for model in MODELS}
+    )
+    assert [Path(path).name for path in books.artifacts] == ["base.html", "base.png", "finetune.html", "finetune.png"]
+    page = Page(storage.read_bytes(f"{evaluate}/gallery/finetune.html"))
     assert page.fetched == [] and page.scripts == 0
     assert page.words.count("right answer: rank 1 ✓") == 6 and page.words.count("rank 12") == 2  # 15 of 20 are right
     assert page.words.count("✓") == 6 * 2 + 1, "beside the rank, on the card, and in the legend"
     assert "[an image that cannot be read]" in page.words and " …" in page.words
+    assert green(f"{evaluate}/gallery/finetune.png") > 4 * green(f"{evaluate}/gallery/base.png") > 0, (
+        "6 of 8, and 1 of 8"
+    )
+
+
+def green(uri: str) -> int:
+    """Pixels of the frames of right answers."""
+    pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB"))
+    return int((pixels == [0, 0x9E, 0x73]).all(axis=2).sum())
 
 
 def test_thumbnails_are_small_copies(root: str) -> None:
