@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pipelines.pictures.figure import BLUE, ORANGE, panels, png
 
+LEAST_RANGE = 0.3  # of the axis of similarities
+
 
 def similarity_histograms(histograms: dict[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
     """PNG of how similar queries were to right answers and to negatives, a panel for each task. A task has the counts of both,
@@ -26,6 +28,8 @@ def similarity_histograms(histograms: dict[str, tuple[Sequence[float], Sequence[
     for panel in places[max(0, len(histograms) - columns) : len(histograms)]:
         panel.set_xlabel("cosine similarity")
         panel.tick_params(labelbottom=True)
-    places[0].set_xlim(min(seen, default=-1), max(seen, default=1))
+    low, high = min(seen, default=-1), max(seen, default=1)
+    room = max(0.0, LEAST_RANGE - (high - low)) / 2  # what has collapsed is seen to be narrow
+    places[0].set_xlim(max(-1, low - room), min(1, high + room))
     figure.legend(*places[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     return png(figure)
