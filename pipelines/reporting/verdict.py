@@ -51,7 +51,8 @@ def verdict(outcome: Outcome, evaluated: dict[str, Any] | None) -> Verdict:
         said,
         f"{best} puts a right answer first for {means[best]:.1%} of queries (mean over {tasks}; {against}).",
     ]
-    if overall := evaluated.get("comparison", {}).get("all"):
+    compared = evaluated.get("comparison", {})
+    if overall := compared.get("all", compared.get(next(iter(scores)))):  # of a single task there is no other
         sure = "more than chance would explain" if overall["p_value"] < MET else "which chance alone could explain"
         points = {name: f"{100 * value:+.1f}" for name, value in overall["difference"].items()}
         sentences.append(
