@@ -18,11 +18,10 @@ _OUT = {
     "Retrieval": "FashionIQ Wiki-SS-NQ OVEN EDIS",
     "Grounding": "RefCOCO RefCOCO-Matching Visual7W-Pointing",
 }
-META_TASKS = tuple(_IN)
 
 TASKS = tuple(
     BenchmarkTask(name, "MMEB", meta_task, "precision_at_1", in_distribution)
-    for meta_task in META_TASKS
+    for meta_task in _IN
     for names, in_distribution in ((_IN, True), (_OUT, False))
     for name in names[meta_task].split()
 )

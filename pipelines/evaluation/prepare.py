@@ -43,7 +43,7 @@ def prepare(given: tuple[Source, ...], asking: Asking, uri: str, say: Callable[[
     folders = [storage.join(uri, "tasks", _digest(source)) for source in whole]
     missing = [n for n, folder in enumerate(folders) if not storage.exists(storage.join(folder, "tasks.json"))]
     say(f"tasks: {len(missing)} of {len(whole)} source(s) to read")
-    fn = partial(_write, sources=[whole[n] for n in missing], folders=[folders[n] for n in missing])
+    fn = partial(_write, to_read=[whole[n] for n in missing], folders=[folders[n] for n in missing])
     finish(fn, len(missing), [folders[n] for n in missing], uri, say)
     tasks = []
     for source, folder in zip(whole, folders, strict=True):
@@ -72,11 +72,9 @@ def _digest(source: Source) -> str:
     return hashlib.sha256(repr((VERSION, source.identity())).encode()).hexdigest()[:32]
 
 
-def _write(number: int, *, sources: list[Source], folders: list[str]) -> dict:
-    from moca_core.sources import TASKS
-
-    source, folder, counts = sources[number], folders[number], {}
-    for task in source.adapter(TASKS).read_tasks(source.location()):
+def _write(number: int, *, to_read: list[Source], folders: list[str]) -> dict:
+    source, folder, counts = to_read[number], folders[number], {}
+    for task in source.adapter(sources.TASKS).read_tasks(source.location()):
         if task.name in counts:
             raise ValueError(f"two tasks are called {task.name}; rename a file or its folder")
         counts[task.name] = write_task(task, storage.join(folder, task.name), ImageBounds())

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,12 +27,6 @@ def read_values(evaluated: Evaluated, uri: str) -> Values:
     return {m: {task: by_metric(path) for task, path in paths.items()} for m, paths in evaluated.rankings.items()}
 
 
-def intervals(values: Values, metric: str) -> dict[str, dict[str, Interval]]:
-    """{task: {model: its mean}} by one metric."""
-    tasks = next(iter(values.values()))
-    return {task: {model: interval([of[task][metric]]) for model, of in values.items()} for task in tasks}
-
-
 @dataclass(frozen=True)
 class Average:
     """The mean over some tasks of a benchmark; `tasks` of them were scored, and `of` there are."""
@@ -51,19 +44,14 @@ def averages(values: Values, tasks: tuple[StoredTask, ...]) -> list[Average]:
     scored = {task.name: task for task in tasks}
     for benchmark in dict.fromkeys(task.known.benchmark for task in tasks if task.known):
         members = [task for task in benchmarks.tasks().values() if task.benchmark == benchmark]
-        groups: dict[str, Callable[[BenchmarkTask], bool]] = {
-            meta: lambda task, meta=meta: task.meta_task == meta for meta in dict.fromkeys(t.meta_task for t in members)
-        }
-        if any(task.in_distribution is not None for task in members):
-            groups |= {
-                "IND": lambda task: task.in_distribution is True,
-                "OOD": lambda task: task.in_distribution is False,
-            }
-        groups["all"] = lambda task: True
-        for name, belongs in groups.items():
-            group = [task for task in members if belongs(task)]
-            there = [scored[task.name] for task in group if task.name in scored]
-            if there:
+        groups: dict[str, list[BenchmarkTask]] = {}
+        for task in members:
+            groups.setdefault(task.meta_task, []).append(task)
+        groups["IND"] = [task for task in members if task.in_distribution is True]
+        groups["OOD"] = [task for task in members if task.in_distribution is False]
+        groups["all"] = members
+        for name, group in groups.items():
+            if there := [scored[task.name] for task in group if task.name in scored]:
                 scores = {m: interval([of[t.name][t.metric] for t in there]) for m, of in values.items()}
                 found.append(Average(benchmark, name, len(there), len(group), scores))
     return found

@@ -81,8 +81,8 @@ def test_folders_are_known_by_their_published_names(path, name):
 
 
 def test_no_two_tasks_have_a_name_in_common():
-    names = [alias.lower().replace("-", "").replace("_", "") for t in TASKS for alias in {t.name, *t.aliases}]
-    assert len(names) == len(set(names)) + sum(t.name.replace("-", "_") in t.aliases for t in TASKS)
+    for task in TASKS:
+        assert {known_name(name) for name in (task.name, *task.aliases)} == {task.name}
 
 
 def test_where_prompts_stand():
