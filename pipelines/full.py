@@ -54,7 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
         recipe=options.recipe,
         origin=start,
         changes=differences(canonical_settings(named_recipe(start)), canonical_settings(recipe)),
-        settings=canonical_settings(recipe),
         left_out=absent,
         tracking_uri=tracking_uri,
         steps=attempts(plan),

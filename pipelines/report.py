@@ -39,22 +39,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_report(root: str) -> str:
-    """Writes report.html of the newest run below a root, there and in its MLflow run; returns where it is."""
+    """Writes report.html of the newest run below a root and logs it to the run's MLflow; returns where it is.
+
+    A root that was moved has its MLflow elsewhere: there the file is all.
+    """
+    root = root if not storage.is_local(root) else str(Path(root.removeprefix("file://")).absolute())
     outcome = outcomes.read(root)
+    moved, outcome.root = outcome.root != root, root
     html = render(outcome)
     storage.write_atomic(storage.join(root, NAME), html)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, NAME).write_bytes(html)
-        tracking.attach(outcome.tracking_uri, outcome.tracking_run).log_artifact(f"{folder}/{NAME}")
+    if not moved:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, NAME).write_bytes(html)
+            tracking.attach(outcome.tracking_uri, outcome.tracking_run).log_artifact(f"{folder}/{NAME}")
     return storage.join(root, NAME)
 
 
 def render(outcome: Outcome) -> bytes:
-    found = {attempt.step: record.read(attempt.uri) for attempt in outcome.steps}
+    found = {attempt.step: record.read(outcome.uri(attempt.step)) for attempt in outcome.steps}
     records: dict[str, Record] = {step: made for step, made in found.items() if made is not None}
-    sections = [section(attempt, records.get(attempt.step)) for attempt in outcome.steps]
+    sections = [section(attempt, outcome.uri(attempt.step), records.get(attempt.step)) for attempt in outcome.steps]
     evaluated = records["evaluate"].result if "evaluate" in records else None
-    exported = storage.join(outcome.attempt("export").uri, "model") if "export" in records else None
+    exported = storage.join(outcome.uri("export"), "model") if "export" in records else None
     model, tasks = found_by_the_last(outcome, records)
     return page(
         "report.html",
@@ -80,7 +86,7 @@ def found_by_the_last(outcome: Outcome, records: dict[str, Record]) -> tuple[str
     if not rankings:
         return "", []
     model, by_task = list(rankings.items())[-1]
-    pairs, evaluate = (outcome.attempt(step).uri for step in ("pairs", "evaluate"))
+    pairs, evaluate = (outcome.uri(step) for step in ("pairs", "evaluate"))
     tasks = {name: storage.join(pairs, task["path"]) for name, task in records["pairs"].result["tasks"].items()}
     ranked = {name: storage.join(evaluate, by_task[name]) for name in tasks}
     return model, gallery(tasks, ranked, QUERIES_PER_TASK)

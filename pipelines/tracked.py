@@ -43,6 +43,7 @@ def run_tracked(
         run.log_params(flatten(planned.payload["config"]))
         attempt = outcome.attempt(name)
         attempt.status, attempt.started, attempt.tracking_run = "running", now(), run.run_id
+        outcome.write()
         say(name, f"started ({planned.why})")
         started, status = time.perf_counter(), "FAILED"
         context = Context(
@@ -63,6 +64,7 @@ def run_tracked(
             open_runs.remove(run)
             run.finish(status)
             attempt.status, attempt.ended = "done" if status == "FINISHED" else "failed", now()
+            outcome.write()
             say(name, f"{'done' if status == 'FINISHED' else 'FAILED'} after {time.perf_counter() - started:.0f} s")
         return result, run.run_id
 

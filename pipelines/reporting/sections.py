@@ -55,7 +55,8 @@ class Section:
     pictures: list[tuple[str, str]] = field(default_factory=list)  # caption, data: URI
 
 
-def section(attempt: Attempt, record: Record | None) -> Section:
+def section(attempt: Attempt, uri: str, record: Record | None) -> Section:
+    """`uri` is the step's folder, `record` what it left there."""
     made = Section(attempt.step, QUESTIONS.get(attempt.step, ""), attempt.status)
     if record is None:
         return made
@@ -63,7 +64,7 @@ def section(attempt: Attempt, record: Record | None) -> Section:
     if attempt.step in READERS:
         READERS[attempt.step](made, record.result)
     for name, caption in PICTURES.items():
-        if (source := inlined(storage.join(attempt.uri, name))) is not None:
+        if (source := inlined(storage.join(uri, name))) is not None:
             made.pictures.append((caption, source))
     return made
 
@@ -131,9 +132,7 @@ def _training(made: Section, result: dict[str, Any]) -> None:
     if spent := result.get("time"):
         made.facts.append(("time", ", ".join(f"{share:.0%} {MEANS[part]}" for part, share in spent.items())))
     if result.get("restarts"):
-        made.warnings.append(
-            f"The workers were started again {result['restarts']} times after failures, from checkpoints."
-        )
+        made.warnings.append(f"Failures after which the workers went on from a checkpoint: {result['restarts']}.")
 
 
 def _mine(made: Section, result: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from cluster import storage
 from pipelines.runner.plan import Planned
@@ -13,10 +13,10 @@ NAME = "run.json"
 
 @dataclass
 class Attempt:
-    """A step of the run: "skipped" where its result was there, "waiting" until it starts."""
+    """A step of the run: "skipped" where its result was there, "waiting" until it starts. `folder` is below the root."""
 
     step: str
-    uri: str
+    folder: str
     why: str
     status: Literal["skipped", "waiting", "running", "done", "failed"]
     started: str = ""
@@ -32,7 +32,6 @@ class Outcome:
     recipe: str
     origin: str
     changes: list[str]
-    settings: dict[str, Any]
     left_out: dict[str, str]
     tracking_uri: str
     steps: list[Attempt]
@@ -46,6 +45,10 @@ class Outcome:
     def attempt(self, step: str) -> Attempt:
         return next(attempt for attempt in self.steps if attempt.step == step)
 
+    def uri(self, step: str) -> str:
+        """The folder of a step."""
+        return storage.join(self.root, self.attempt(step).folder)
+
     @property
     def failed(self) -> list[str]:
         return [attempt.step for attempt in self.steps if attempt.status == "failed"]
@@ -56,7 +59,9 @@ class Outcome:
 
 
 def attempts(plan: list[Planned]) -> list[Attempt]:
-    return [Attempt(p.step.name, p.uri, p.why, "skipped" if p.done else "waiting") for p in plan]
+    return [
+        Attempt(p.step.name, f"{p.step.name}/{p.fingerprint}", p.why, "skipped" if p.done else "waiting") for p in plan
+    ]
 
 
 def read(root: str) -> Outcome:

@@ -119,7 +119,7 @@ def test_tokens_are_counted_exactly_though_a_worker_was_killed(finished):
 
 def test_the_report_shows_the_run(finished):
     html = (finished.root / "report.html").read_text()
-    assert "The run finished." in html and "started again 1 times" in html and html.count("data:image/png") >= 8
+    assert "The run finished." in html and "went on from a checkpoint: 1." in html and html.count("data:image/png") >= 8
     for step in STEPS:
         assert f'id="{step}"' in html
 

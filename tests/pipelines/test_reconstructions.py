@@ -4,6 +4,7 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from cluster import collectives, storage
 from cluster.engine import EngineConfig, open_engine
 from cluster.torch_engine import TorchEngine
+from cluster.workers import ClusterConfig
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone
 from moca_core.data.masking import blank
@@ -18,8 +20,11 @@ from moca_core.objective.pretraining import MaskedModelling
 from moca_core.reconstruction import RebuiltImage, Word
 from moca_core.spec import read_spec
 from pipelines.pictures.reconstructions import Moment, draw_development, draw_moment, read_moments
+from pipelines.steps.pretrain import PretrainConfig
+from pipelines.training import row_streams
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import train
+from pipelines.training.plan import hold_out, row_plan
 from pipelines.training.reconstructions import Reconstructions, moments_of
 from tests.ranks import on_ranks, small_weights_shared
 from tests.stock import Documents
@@ -134,3 +139,36 @@ def test_a_half_alone_is_drawn(half: str) -> None:
     ]
     for data in (draw_moment(halves[0], 4), draw_development(halves)):
         assert min(Image.open(io.BytesIO(data)).size) > 80
+
+
+def rows_looked_at(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, **settings) -> list[int]:
+    """Of a corpus of 40 rows, by a worker that makes its streams."""
+    config = PretrainConfig(rows_per_step=2, steps=8, **settings)
+    costs = np.arange(1.0, 41.0)
+    monkeypatch.setattr(row_streams, "read_table", lambda uri: {"cost_flops": pa.array(costs)})
+    monkeypatch.setattr(row_streams, "make_batch", lambda address, **_: address["row"])
+    monkeypatch.setattr(row_streams, "from_bytes", lambda row: row)
+    job = {"config": config, "index": "", "files": ["a"], "rows_per_file": [40], "rows_per_group": 1}
+    job |= {"cluster": ClusterConfig(), "tokenizer": "", "uri": ""}
+    worker = SimpleNamespace(rank=rank, world_size=ranks)
+    watch = row_streams.training_over_rows(worker, job, None, None).watch.__self__
+    return [read() for read in watch.rows]
+
+
+def test_the_rows_are_held_out_ones_and_the_same_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = {"validation_fraction": 0.2, "validate_every_steps": 4}
+    rows = rows_looked_at(monkeypatch, 0, 1, **held_out)
+    _, kept_back = hold_out(40, 0.2, 2, (0,))
+    assert len(set(rows)) == 4 and set(rows) <= set(kept_back.tolist())
+    assert rows == rows_looked_at(monkeypatch, 0, 2, **held_out) == rows_looked_at(monkeypatch, 1, 2, **held_out)
+    assert set(rows) != set(rows_looked_at(monkeypatch, 0, 1, seed=1, **held_out)), "drawn by the seed"
+
+
+def test_without_validation_they_are_the_first_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = row_plan(np.arange(1.0, 41.0), 2, range(2), 0, 1, seed=0)
+    assert rows_looked_at(monkeypatch, 0, 2) == [address["row"] for address in first]
+
+
+def test_one_moment_is_refused() -> None:
+    with pytest.raises(ValueError, match="reconstructions=1"):
+        PretrainConfig(reconstructions=1)

@@ -141,20 +141,25 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     made(root, "export", {"model": "model", "cosine": {"transformers": 0.99999}})
     steps = [
-        Attempt("pairs", pairs, "unchanged since then", "skipped"),
+        Attempt("pairs", f"pairs/{'f' * 16}", "unchanged since then", "skipped"),
         Attempt(
-            "evaluate", evaluate, "never ran here", "done", "2026-11-23T08:00:10+00:00", "2026-11-23T08:00:40+00:00"
+            "evaluate",
+            f"evaluate/{'f' * 16}",
+            "never ran here",
+            "done",
+            "2026-11-23T08:00:10+00:00",
+            "2026-11-23T08:00:40+00:00",
         ),
         Attempt(
             "export",
-            storage.join(root, "export", "f" * 16),
+            f"export/{'f' * 16}",
             "never ran here",
             "done",
             "2026-11-23T08:00:40+00:00",
             "2026-11-23T08:01:40+00:00",
         ),
     ]
-    outcome = Outcome(root, "my.yaml", "demo", ["pretrain.steps: 200 -> 40"], {}, {}, "sqlite:///x", steps)
+    outcome = Outcome(root, "my.yaml", "demo", ["pretrain.steps: 200 -> 40"], {}, "sqlite:///x", steps)
     outcome.started, outcome.ended, outcome.status = (
         "2026-11-23T08:00:00+00:00",
         "2026-11-23T08:01:40+00:00",
@@ -226,6 +231,13 @@ def test_bars_stand_where_their_steps_ran(root: str) -> None:
     assert (bars["evaluate"].left, bars["evaluate"].width) == (10, 30)
     assert (bars["export"].left, bars["export"].width) == (40, 60)
     assert bars["pairs"].width == 0 and bars["pairs"].label == "skipped"
+
+
+def test_a_root_that_was_moved_is_reported_where_it_is(root: str, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    Path(root).rename(moved)
+    words = written(str(moved)).words
+    assert str(moved) in words and root not in words and "75.0% of queries" in words
 
 
 def test_no_run_no_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
