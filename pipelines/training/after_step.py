@@ -43,10 +43,11 @@ class StageRun:
         if state is not None:
             self.say(f"resumed from the checkpoint of step {state['step']}")
         consumed = {"rows": 0, "digest": ""}
-        self.state = state or {"step": 0, "history": [], "validation": [], "consumed": consumed, "observed": {}}
+        start = {"step": 0, "history": [], "validation": [], "consumed": consumed, "observed": {}, "tokens_seen": 0}
+        self.state = state or start
         self.saved = self.state["step"]
         self.guard = Guard(config.abort_above, self.state.get("guard"))
-        seen = self.state.get("tokens_seen", 0)
+        seen = self.state["tokens_seen"]
         self.progress = Progress(job["label"], config.steps, job["log_every"], training.explain, seen)
         self.noticed = False
 
