@@ -46,10 +46,10 @@ def verdict(outcome: Outcome, evaluated: dict[str, Any] | None) -> Verdict:
     means = {name: sum(row[name] for row in scores.values()) / len(scores) for name in columns}
     best = columns[-1]
     against = ", ".join(f"{name} {means[name]:.1%}" for name in columns[:-1])
-    tasks = f"{len(scores)} tasks" if len(scores) > 1 else "its task"
+    mean = f"mean over {len(scores)} tasks; " if len(scores) > 1 else ""
     sentences = [
         said,
-        f"{best} puts a right answer first for {means[best]:.1%} of queries (mean over {tasks}; {against}).",
+        f"{best} puts a right answer first for {means[best]:.1%} of queries ({mean}{against}).",
     ]
     compared = evaluated.get("comparison", {})
     if overall := compared.get("all", compared.get(next(iter(scores)))):  # of a single task there is no other
