@@ -87,9 +87,7 @@ def keep_galleries(context: Context, tasks: Mapping[str, str], rankings: Mapping
         title = f"What {model} finds"
         files = {"html": page("gallery.html", title=title, tasks=found), "png": draw_gallery(title, found)}
         for kind, data in files.items():
-            uri = context.path("gallery", f"{model}.{kind}")
-            storage.write_atomic(uri, data)
-            context.run.log_artifact(storage.localize(uri))
+            context.keep(f"gallery/{model}.{kind}", data)
 
 
 def _task(name: str, uri: str, rankings_uri: str, count: int) -> dict[str, Any]:

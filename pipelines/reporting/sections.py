@@ -25,6 +25,10 @@ QUESTIONS = {
     "export": "Does it give the same vectors everywhere?",
 }
 PICTURES = {
+    "documents.png": "Documents that entered, and those refused by reason.",
+    "pairs.png": "Training pairs by task, and those refused by reason.",
+    "taken_out.png": "What the cleaning took out, by reason.",
+    "mined.png": "Hard negatives found, by task.",
     "scores.png": "Precision@1 by task and model, with 95 % intervals where there are any; the black dashes are what chance gives.",
     "mixture.png": "Tokens by source after cleaning.",
     "losses.png": "Losses over the tokens seen, of training and of what is held out.",

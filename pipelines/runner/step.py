@@ -38,6 +38,11 @@ class Context:
     def path(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 
+    def keep(self, name: str, data: bytes) -> None:
+        """A file for people: in the step's folder and in its tracking run."""
+        storage.write_atomic(self.path(name), data)
+        self.run.log_artifact(storage.localize(self.path(name)))
+
 
 @dataclass(frozen=True)
 class Step:

@@ -15,6 +15,7 @@ from cluster.batch import run_units
 from moca_core.data.duplicates import CleanRules, find_dropped
 from moca_core.data.schema import DROPPED, KEYS
 from pipelines.cleaned import CleanedCorpus
+from pipelines.pictures.counts import count_bars
 from pipelines.runner.step import Context, Step
 from pipelines.tables import open_table, read_table, table_writer
 
@@ -23,7 +24,7 @@ ROWS_PER_GROUP = 2**14
 
 
 def clean_step(config: CleanRules) -> Step:
-    return Step("clean", run, config, needs=("corpus", "pairs"), resumable=True)
+    return Step("clean", run, config, needs=("corpus", "pairs"), code_version=2, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -47,6 +48,8 @@ def run(context: Context) -> dict:
     for reason, count in counts.most_common():
         context.say(f"{count}: {reason}")
     context.say(f"{sum(counts.values())} taken out of {corpus.result['documents']} documents")
+    read = {"documents": corpus.result["documents"]}
+    context.keep("taken_out.png", count_bars("documents read, and what was taken out of them", read, counts))
     context.run.log_metrics({f"dropped/{reason}": count for reason, count in counts.items()})
     return {"dropped": [result["file"] for result in results], "counts": dict(sorted(counts.items()))}
 

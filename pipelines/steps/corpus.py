@@ -17,6 +17,7 @@ from moca_core.data.schema import CORPUS, GROUPS, KEYS, documents_to_table, keys
 from moca_core.data.validate import valid_documents
 from moca_core.types import Document
 from pipelines.mixture import Part, Unit, read_mixture
+from pipelines.pictures.counts import count_bars
 from pipelines.rejections import check_fraction, check_rejected, quarantine
 from pipelines.runner.step import Context, Step
 from pipelines.sources import Source, check_layouts, check_mixture, names, targets
@@ -50,7 +51,7 @@ class CorpusConfig:
 
 
 def corpus_step(config: CorpusConfig) -> Step:
-    return Step("corpus", run, config, code_version=2, resumable=True)
+    return Step("corpus", run, config, code_version=3, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -73,6 +74,7 @@ def run(context: Context) -> dict:
     context.say(f"{documents} documents, {sum(rejected.values())} rejected")
     for reason, count in rejected.most_common():
         context.say(f"rejected {count}: {reason}")
+    context.keep("documents.png", count_bars("documents read, and refused", {"used": documents}, rejected))
     check_rejected("corpus", documents, rejected, config.max_rejected_fraction)
     for source in config.sources:
         context.run.log_dataset(source.layout, source.path or "builtin", source.identity()["content"], "corpus")

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from cluster import storage
 from cluster.workers import Worker
 from moca_core.lora import Lora
 from moca_core.objective.contrastive_config import ContrastiveConfig
@@ -127,9 +126,7 @@ def draw_similarities(context: Context, sums: list[list[float]], tasks: list[str
 
     from moca_core.objective.pair_statistics import histograms
 
-    uri = context.path("similarities.png")
-    storage.write_atomic(uri, similarity_histograms(histograms(torch.tensor(sums), tasks)))
-    context.run.log_artifact(storage.localize(uri))
+    context.keep("similarities.png", similarity_histograms(histograms(torch.tensor(sums), tasks)))
 
 
 def task_weights(config: FinetuneConfig, sizes: dict[str, int]) -> dict[str, float]:

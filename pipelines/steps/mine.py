@@ -11,6 +11,7 @@ from pipelines.mining.config import START, MineConfig
 from pipelines.mining.passes import Embed, Search, train_file, write_keys, write_mined
 from pipelines.mining.report import Mined
 from pipelines.mining.units import PairUnits
+from pipelines.pictures.counts import count_bars
 from pipelines.runner.step import Context, Step
 
 SEARCH_UNITS = 16  # units whose queries are searched for together: the vectors of all answers are read once for them
@@ -19,7 +20,7 @@ SEARCH_UNITS = 16  # units whose queries are searched for together: the vectors 
 def mine_step(config: MineConfig, model: Literal["base", "pretrain", "warmup"]) -> Step:
     """`model` is the step whose model mines, where the settings name no other."""
     needs = ("pairs", model) if config.model == START else ("pairs",)
-    return Step("mine", run, config, needs, resumable=True)
+    return Step("mine", run, config, needs, code_version=2, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -48,8 +49,9 @@ def run(context: Context) -> dict:
     report(context, mined)
     written = run_pass("train", partial(write_mined, config=config, **given), len(units.units))
     examples = "\n".join(["# Mined negatives\n", *(unit["examples"] for unit in written if unit["examples"])])
-    storage.write_atomic(context.path("examples.md"), examples.encode())
-    context.run.log_artifact(storage.localize(context.path("examples.md")))
+    context.keep("examples.md", examples.encode())
+    found = {task: figures.negatives for task, figures in mined.items()}
+    context.keep("mined.png", count_bars("hard negatives found", found))
     for passed in ("state", "keys", "vectors", "found"):  # the state first: what it calls finished is there
         storage.delete(context.path(passed))
     return {

@@ -190,8 +190,7 @@ def report(context: Context, mixture: dict[str, dict[str, Share]]) -> None:
     for line in text.splitlines():
         context.say(line)
     for name, data in (("mixture.txt", f"{text}\n".encode()), ("mixture.png", mixture_bars(mixture))):
-        storage.write_atomic(context.path(name), data)
-        context.run.log_artifact(storage.localize(context.path(name)))
+        context.keep(name, data)
     tokens = {source: sum(share.tokens for share in names.values()) for source, names in mixture.items()}
     context.run.log_metrics(
         {f"mixture/{source}": count / max(1, sum(tokens.values())) for source, count in tokens.items()}

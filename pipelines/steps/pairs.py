@@ -20,6 +20,7 @@ from moca_core.data.validate import valid_pairs
 from moca_core.types import Pair, Rejected
 from pipelines.evaluation.tasks import write_task
 from pipelines.mixture import Part, Unit, read_mixture
+from pipelines.pictures.counts import count_bars
 from pipelines.rejections import LEAKED, check_fraction, check_rejected, quarantine
 from pipelines.runner.step import Context, Step
 from pipelines.sources import Source, check_layouts, check_mixture, targets
@@ -56,7 +57,7 @@ class PairsConfig:
 
 
 def pairs_step(config: PairsConfig) -> Step:
-    return Step("pairs", run, config, code_version=4, resumable=True)
+    return Step("pairs", run, config, code_version=5, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -80,6 +81,7 @@ def run(context: Context) -> dict:
     pairs = {name: sum(rows for _, rows in files) for name, files in sorted(train.items())}
     for reason, count in rejected.most_common():
         context.say(f"rejected {count}: {reason}")
+    context.keep("pairs.png", count_bars("training pairs by task, and refused", pairs, rejected))
     check_rejected("pairs", sum(pairs.values()), rejected, config.max_rejected_fraction)
     for name, count in pairs.items():
         context.say(f"{name}: {count} pairs, {count / sum(pairs.values()):.1%}")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import storage
 from cluster.workers import Worker
 from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
@@ -104,9 +103,7 @@ def draw_reconstructions(context: Context) -> dict[str, Any]:
     moments = read_moments(context.uri)
     if not any(moment.images or moment.passages for moment in moments):
         return {}
-    uri = context.path("reconstructions.png")
-    storage.write_atomic(uri, draw_development(moments))
-    context.run.log_artifact(storage.localize(uri))
+    context.keep("reconstructions.png", draw_development(moments))
     return {
         "reconstructions": {
             "steps": [moment.step for moment in moments],

@@ -124,6 +124,5 @@ def draw_training(
     pictures = {"losses.png": loss_curves(context.step, history, losses, validation)}
     pictures["time.png"] = time_spent(f"where the time of {context.step} went", history)
     for name, data in {"history.json": rows, **pictures}.items():
-        storage.write_atomic(context.path(name), data)
-        context.run.log_artifact(storage.localize(context.path(name)))
+        context.keep(name, data)
     return {"tokens_seen": history[-1]["tokens_seen"], "time": shares_of_time(history)}

@@ -3,8 +3,11 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pipelines.pictures.counts import count_bars
+from pipelines.pictures.figure import BLUE, ORANGE
 from pipelines.pictures.similarities import similarity_histograms
 
 BINS = 100
@@ -38,3 +41,15 @@ def test_every_task_has_a_panel() -> None:
 
 def test_nothing_seen_is_an_empty_panel() -> None:
     similarity_histograms({"a": ([0.0] * BINS, [0.0] * BINS)})
+
+
+def test_what_was_lost_is_drawn_beside_what_was_kept() -> None:
+    kept, lost = areas({"used": 300}, {"empty": 100, "too_short": 50})
+    assert lost == pytest.approx(kept / 2, rel=0.1)
+    assert areas({"used": 300}, {})[1] == 0 and areas({}, {}) == (0, 0)
+
+
+def areas(counts: dict[str, int], lost: dict[str, int]) -> tuple[int, int]:
+    """Pixels of either kind of bars."""
+    pixels = np.asarray(Image.open(io.BytesIO(count_bars("a title", counts, lost))).convert("RGB"))
+    return tuple(int((pixels == [int(c[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum()) for c in (BLUE, ORANGE))

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from pipelines.runner import outcome as outcomes
 from pipelines.runner import record
 from pipelines.runner.outcome import Attempt, Outcome
 from pipelines.runner.record import Record
-from pipelines.runner.step import Step
+from pipelines.runner.step import Context, Step
 from pipelines.tables import read_table, table_writer
 from tests.pipelines.conftest import Books, png
 
@@ -265,7 +264,7 @@ def test_right_answers_are_marked_and_no_others() -> None:
 def test_galleries_are_kept_as_pages_and_pictures(root: str) -> None:
     pairs, evaluate = (storage.join(root, step, "f" * 16) for step in ("pairs", "evaluate"))
     books = Books()
-    context = SimpleNamespace(path=lambda *parts: storage.join(evaluate, *parts), run=books)
+    context = Context("evaluate", None, {}, evaluate, "", None, books, "", print)
     keep_galleries(
         context, {TASK: f"{pairs}/tasks/t"}, {model: {TASK: f"rankings/{model}/t.parquet"} for model in MODELS}
     )
