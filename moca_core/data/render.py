@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from moca_core.data.image_files import header_size
 from moca_core.data.images import grid_thw
 from moca_core.spec import BackboneSpec
-from moca_core.types import Content
+from moca_core.types import Content, Segment
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ class Renderer:
         if not pieces:
             raise ValueError("empty, no text and no image")
         return pieces[0]
+
+    def length(self, segment: Segment) -> int:
+        """Tokens of a segment by itself."""
+        return len(self._atom(segment.text or "", segment.image))
 
     def _segments(self, content: Content) -> list[tuple[str, bytes | None]]:
         """Neighbouring texts joined by a blank line, so that text is tokenized as it will be read."""
