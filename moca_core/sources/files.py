@@ -60,7 +60,19 @@ def is_a(path: str, suffixes: tuple[str, ...]) -> bool:
 def _read_file(location: Location, path: str) -> Iterator[Document | Rejected]:
     if is_a(path, IMAGES):
         return read_rows([(path, {})], lambda row: _image(location, path))
-    return (markup if is_a(path, MARKUP) else plain_text).read_unit(location, {"paths": [path]})
+    if is_a(path, MARKUP):
+        return markup.read_unit(location, {"paths": [path]})
+    texts = plain_text.read_unit(location, {"paths": [path]})
+    return texts if is_a(path, TEXTS) else map(_unknown, texts)
+
+
+def _unknown(item: Document | Rejected) -> Document | Rejected:
+    """What a file is that its name says nothing about."""
+    if isinstance(item, Document) or item.reason != "malformed_text":
+        return item
+    return replace(
+        item, detail=f"neither an image, document or table by its name ({', '.join(SUFFIXES)}) nor UTF-8 text"
+    )
 
 
 def _image(location: Location, path: str) -> Document:

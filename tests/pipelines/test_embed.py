@@ -253,9 +253,14 @@ def test_parts_of_another_run_are_not_mixed_in(model, tmp_path, monkeypatch, cap
         (["--rank", "a"], "at least one other"),
         (["--max-rejected-fraction", "1", "a"], "below 1"),
         (["missing.pdf"], "no such file"),
+        (["FOLDER/bytes.bin"], "neither an image"),
+        (["FOLDER/text.png"], "not_an_image"),
+        (["  "], "empty"),
     ],
 )
 def test_what_the_user_can_mend_is_said(model, folder, capsys, given, message):
+    (folder / "bytes.bin").write_bytes(b"\xff\xfe\x00\x80")
+    (folder / "text.png").write_text("no image")
     assert main(["--model", model, *(part.replace("FOLDER", str(folder)) for part in given)]) == 2
     assert message in capsys.readouterr().err
 
