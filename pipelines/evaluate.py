@@ -99,16 +99,18 @@ def run(options: argparse.Namespace) -> None:
         compared = report.comparisons(values, evaluated.tasks, *pair) if len(readers) > 1 else {}
         scores |= report.document(values, evaluated, compared, pair)
         text = report.markdown(scores)
-        storage.write_atomic(storage.join(options.out, "scores.csv"), report.scores_csv(scores))
     if by_name:
         prompts = asking.prompts or Prompts()
         found = evaluate_by_mteb(readers, by_name, prompts, uri=options.out, pool=pool, say=say)
         scores["mteb"] = {"prompts": asdict(prompts), "tasks": found}
         text += report.mteb_markdown(found, list(models))
-    storage.write_atomic(
-        storage.join(options.out, "scores.json"), json.dumps(scores, indent=2, allow_nan=False).encode()
-    )
-    storage.write_atomic(storage.join(options.out, "report.md"), text.encode())
+    files = {
+        "scores.json": json.dumps(scores, indent=2, allow_nan=False).encode(),
+        "scores.csv": report.scores_csv(scores),
+        "report.md": text.encode(),
+    }
+    for name, content in files.items():
+        storage.write_atomic(storage.join(options.out, name), content)
     print(f"\n{text}\nreport.md, scores.json, scores.csv and rankings are in {options.out}")
 
 

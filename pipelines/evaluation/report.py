@@ -98,11 +98,14 @@ def _task(task: StoredTask, values: Values) -> dict:
 
 
 def scores_csv(scores: dict) -> bytes:
-    """A line for every model, task and metric."""
+    """A line for every model, task and metric; of mteb's tasks the main one, without an interval."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["model", "task", "benchmark", "meta_task", "metric", "mean", "low", "high", "queries", "main"])
-    for name, task in scores["tasks"].items():
+    for name, task in scores.get("mteb", {"tasks": {}})["tasks"].items():
+        for model, score in task["scores"].items():
+            lines.writerow([model, name, "mteb", "", task["metric"], score, "", "", "", 1])
+    for name, task in scores.get("tasks", {}).items():
         for model, by_metric in task["scores"].items():
             for metric, score in by_metric.items():
                 about = [task.get("benchmark", ""), task.get("meta_task", ""), metric]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from moca_core.data.image_files import ImageBounds
 from moca_core.types import EvalTask, Query
 from pipelines import evaluate
 from pipelines.evaluation import by_mteb, engine, report
+from pipelines.evaluation.prepare import by_task
 from pipelines.evaluation.tasks import write_task
+from pipelines.sources import Source
 from pipelines.tables import read_table
 from tests.core.samples import image, png, text, words
 from tests.pipelines.conftest import units_here
@@ -189,10 +192,23 @@ def test_tasks_of_mteb_are_run_once(given: Path, tmp_path: Path, monkeypatch: py
     assert evaluate.main([*model, "--tasks", f"mteb:{name}"]) == 0 and run
     scores = json.loads((tmp_path / "scores.json").read_text())["mteb"]["tasks"]["LocalLocal"]
     assert scores["metric"] == "ndcg_at_5" and 0 <= scores["scores"]["model"] <= 1
+    assert f"model,LocalLocal,mteb,,ndcg_at_5,{scores['scores']['model']}," in (tmp_path / "scores.csv").read_text()
     assert json.loads((tmp_path / scores["results"]["model"]).read_text())["score"] == scores["scores"]["model"]
     run.clear()
     assert evaluate.main([*model, "--tasks", f"mteb:{name}"]) == 0 and not run
     assert "mteb: 0 of 1 task(s) to run" in capsys.readouterr().out
+
+
+def test_a_folder_of_a_benchmark_s_tasks_is_shared_out(tmp_path: Path) -> None:
+    for name in ("ImageNet-1K", "GQA", ".cache"):
+        (tmp_path / "mmeb" / name).mkdir(parents=True)
+    source = Source("mmeb", str(tmp_path / "mmeb"), images=str(tmp_path))
+    assert [one.path.rsplit("/", 1)[1] for one in by_task(source)] == ["GQA", "ImageNet-1K"]
+    assert all(one.images == source.images for one in by_task(source))
+    whole = replace(source, images=None)  # images may lie beside the files or at the top
+    assert by_task(whole) == [whole]
+    (tmp_path / "mmeb" / "something").mkdir()
+    assert by_task(source) == [source]
 
 
 def test_a_benchmark_of_mteb_is_its_public_tasks() -> None:

@@ -19,6 +19,7 @@ from moca_core.metrics import ranking
 from moca_core.types import Content, EvalTask, Query
 from pipelines.evaluation import embedding, engine, report, scoring
 from pipelines.evaluation.tasks import StoredTask, write_task
+from pipelines.recipe import load_recipe
 from pipelines.tables import read_table
 from tests.core.samples import image, text, words
 from tests.pipelines.conftest import units_here
@@ -264,3 +265,25 @@ def test_the_report_of_two_models(root: Path, here: None, tmp_path: Path) -> Non
     assert "| graded " in said and "## two against one, on the same queries" in said and "| all " in said
     lines = report.scores_csv(document).decode().splitlines()
     assert len(lines) == 1 + 2 * 2 * len(scoring.METRICS) and lines[1].startswith("one,graded,,,precision_at_1,")
+
+
+def test_everything_on_s3(root: Path, here: None, s3: str, tmp_path: Path) -> None:
+    for name, task in made_up_tasks().items():
+        write_task(task, f"{s3}/tasks/{name}", ImageBounds())
+    readers = engine.open_models({"one": str(root / "one")}, 128, POOL)
+    stored = [StoredTask.of(name, f"{s3}/tasks/{name}") for name in made_up_tasks()]
+    run = partial(engine.evaluate, readers, stored, uri=f"{s3}/out", vectors_uri=f"{s3}/vectors", pool=POOL, say=print)
+    evaluated = run()
+    assert evaluated.embedded == 63 and run().embedded == 0
+    there, here_ = (
+        report.read_values(evaluated, f"{s3}/out"),
+        report.read_values(evaluate(root, tmp_path), str(tmp_path)),
+    )
+    for task in made_up_tasks():
+        assert there["one"][task]["ndcg_at_5"] == pytest.approx(here_["one"][task]["ndcg_at_5"])
+
+
+def test_prompts_of_a_recipe_are_sets_that_there_are() -> None:
+    assert load_recipe("demo", ["evaluate.prompts=vlm2vec"]).evaluate.prompts == "vlm2vec"
+    with pytest.raises(ValueError, match=r"evaluate.prompts='mocca' unknown; use one of none, moca"):
+        load_recipe("demo", ["evaluate.prompts=mocca"])
