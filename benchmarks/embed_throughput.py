@@ -1,6 +1,6 @@
 """Embedding mixed pages and texts: this project's Embedder against sentence-transformers' `encode`, on one exported model.
 
-    python benchmarks/embed_throughput.py [--model DIR] [--contents 192] [--threads 2] [--pages a4]
+    python benchmarks/embed_throughput.py [--model DIR] [--contents 192] [--rounds 3] [--threads 2] [--pages a4]
 
 Pages and texts of the built-in corpus, half and half, as bytes of PNG and as strings: decoding, resizing, tokenizing and the model are all
 in the time of both. Pages are of A4 at 150 dpi, or the small ones of the demo. Both have the same number of threads.
@@ -34,7 +34,6 @@ from moca_core.spec import read_spec
 from moca_core.types import Content, Segment
 
 BATCH_SIZES = (1, 8, 32)
-ROUNDS = 3
 SHAPES = {
     "demo": bootstrap.TinyConfig(),
     "10M": bootstrap.TinyConfig(
@@ -118,7 +117,7 @@ def exported(shape: bootstrap.TinyConfig, contents: list[Content]) -> Iterator[s
         yield out
 
 
-def compare(name: str, folder: str, contents: list[Content]) -> None:
+def compare(name: str, folder: str, contents: list[Content], rounds: int) -> None:
     from sentence_transformers import SentenceTransformer
 
     embedder = Embedder(folder, dtype=torch.float32)
@@ -132,7 +131,7 @@ def compare(name: str, folder: str, contents: list[Content]) -> None:
     embedder.encode(contents[:8])
     theirs.encode([content[0].text for content in contents[:8] if content[0].text], show_progress_bar=False)
     ours, by_size = Measured(), {size: Measured() for size in BATCH_SIZES}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         ours.take(lambda: embedder.encode(contents))
         for size, measured in by_size.items():
             measured.take(lambda size=size: encode(size))
@@ -153,17 +152,18 @@ def main() -> None:
     parser.add_argument("--model", help="an exported folder; without it, models of random weights")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--contents", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pages", choices=["a4", "small"], default="a4")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     contents = pages_and_texts(options.contents, options.pages)
     if options.model:
-        compare(Path(options.model).name, options.model, contents)
+        compare(Path(options.model).name, options.model, contents, options.rounds)
         return
     for name in options.shapes:
         with exported(SHAPES[name], contents) as folder:
-            compare(name, folder, contents)
+            compare(name, folder, contents, options.rounds)
 
 
 if __name__ == "__main__":
