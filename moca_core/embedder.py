@@ -22,7 +22,10 @@ from moca_core.spec import read_spec
 from moca_core.types import Content, TokenStream
 
 WINDOW = 1024  # contents rendered and packed together: bounds the memory, not the result
-GPU_PACK_TOKENS, CPU_PACK_TOKENS = 8192, 1024  # a CPU computes what fits its cache a tenth faster; small packs share out well
+GPU_PACK_TOKENS, CPU_PACK_TOKENS = (
+    8192,
+    1024,
+)  # a CPU computes what fits its cache a tenth faster; small packs share out well
 PREPARING_THREADS = 4  # beside a GPU: decoding and resizing let go of the interpreter
 
 Item = TypeVar("Item")
