@@ -29,7 +29,7 @@ def check_export(folder: str, trained: Embedder, contents: Sequence[Content]) ->
     contents = [content for content in contents if comparable(content, trained)]
     if not contents:
         raise ParityError(
-            f"{folder}: no content to compare by; each is longer than {trained.renderer.max_tokens} tokens"
+            f"{folder}: no content to compare by; each is longer than {trained.renderer.max_tokens} tokens or names a special one"
         )
     least = LEAST_COSINE[json.loads(Path(folder, "config.json").read_text())["dtype"]]
     reference = trained.encode(contents)

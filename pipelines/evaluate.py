@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(
+            f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr
+        )  # of what Ray wraps, the error itself
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept: the same command goes on from there", file=sys.stderr)
