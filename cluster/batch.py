@@ -12,14 +12,15 @@ from typing import Any
 import pyarrow.dataset as pads
 
 from cluster import storage
-from cluster.session import ClusterConfig, require_room
+from cluster.placement import for_training, on_cpus, require_room
+from cluster.session import ClusterConfig
 
 _PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True)
 class Pool:
-    """So many processes that stay, each with its share of CPUs and GPUs."""
+    """So many processes that stay, each with its share of CPUs and GPUs, on machines for training."""
 
     processes: int
     cpus: float
@@ -48,7 +49,7 @@ def run_units(
     if not count:
         return []
     if pool is not None:
-        require_room(1, pool.cpus, pool.gpus, ClusterConfig.worker_start_timeout_s)
+        require_room(1, pool.cpus, pool.gpus, ClusterConfig.worker_start_timeout_s, training=True)
     results_uri = storage.join(state_uri, "results")
     done = _finished(results_uri)
     if len(done) < count:
@@ -78,7 +79,7 @@ def _run(fn: Callable, units: Any, results_uri: str, pool: Pool | None) -> None:
 
     fs, results = storage.filesystem(results_uri)
     if pool is None:
-        mapped = units.map(_Unit(fn))
+        mapped = units.map(_Unit(fn), **on_cpus())
     else:
         mapped = units.map(
             _StayingUnit,
@@ -86,9 +87,10 @@ def _run(fn: Callable, units: Any, results_uri: str, pool: Pool | None) -> None:
             compute=ActorPoolStrategy(size=pool.processes),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
+            **for_training(pool.gpus),
         )
     try:
-        mapped.write_parquet(results, filesystem=fs, mode=SaveMode.APPEND)
+        mapped.write_parquet(results, filesystem=fs, mode=SaveMode.APPEND, ray_remote_args=on_cpus())
     except RayTaskError as error:
         cause = error.cause
         cause.args = getattr(cause, "own_args", cause.args)

@@ -100,7 +100,7 @@ def connect(config: ClusterConfig) -> None:
             if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job brings its code along
                 repository = str(Path(__file__).resolve().parents[1])
                 variables["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
-            if _on_a_cluster():
+            if on_a_cluster():
                 ray.init(runtime_env={"env_vars": _unset(variables)}, logging_level=logging.WARNING)
             else:
                 variables["OMP_NUM_THREADS"] = "1"
@@ -118,41 +118,6 @@ def connect(config: ClusterConfig) -> None:
                     },
                 )
         set_data_defaults()
-
-
-def require_room(workers: int, cpus: float, gpus: float, timeout_s: float) -> None:
-    """ValueError unless the cluster's machines can hold that many workers; Ray itself would wait for ever.
-
-    A cluster with an autoscaler is asked to grow and given `timeout_s`. What other work occupies now does not matter:
-    it ends.
-    """
-    import ray
-
-    def room() -> int:
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        shares = [
-            min(machine.get(kind, 0) / share for kind, share in (("CPU", cpus), ("GPU", gpus)) if share)
-            if cpus or gpus
-            else workers
-            for machine in machines
-        ]
-        return sum(int(share + 1e-6) for share in shares)
-
-    deadline = time.monotonic() + (timeout_s if _on_a_cluster() else 0)
-    if room() < workers and _on_a_cluster():
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(bundles=[{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}] * workers)
-        while room() < workers and time.monotonic() < deadline:
-            time.sleep(1)
-        request_resources(bundles=[])  # the group's own demand holds the machines from here on
-    if room() < workers:
-        there = ray.cluster_resources()
-        raise ValueError(
-            f"no room for {workers} worker(s) with {cpus:g} CPU and {gpus:g} GPU each: the cluster has "
-            f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU on {len(ray.nodes())} machine(s); "
-            "lower num_workers, cpus_per_worker or gpus_per_worker"
-        )
 
 
 def set_data_defaults() -> None:
@@ -201,7 +166,8 @@ def prepare_process() -> None:
     logging.getLogger(module).setLevel(logging.ERROR)
 
 
-def _on_a_cluster() -> bool:
+def on_a_cluster() -> bool:
+    """Whether Ray runs outside of this process, in a job or at an address that the user gave."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 

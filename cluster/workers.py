@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ledger, preemption, storage
-from cluster.session import ClusterConfig, connect, require_room, set_data_defaults
+from cluster.placement import for_training, on_cpus, require_room
+from cluster.session import ClusterConfig, connect, set_data_defaults
 from cluster.uploads import Uploads, remove_leftovers
 
 __all__ = ["ClusterConfig", "Worker", "WorkerResult", "connect", "run_tasks", "run_workers"]
@@ -97,7 +98,8 @@ def run_workers(
     """
     connect(cluster)
     fewest = cluster.min_workers or cluster.num_workers
-    require_room(fewest, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.worker_start_timeout_s)
+    cpus, gpus = cluster.cpus_per_worker, cluster.gpus_per_worker
+    require_room(fewest, cpus, gpus, cluster.worker_start_timeout_s, training=True)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.worker_start_timeout_s)
     from ray.train import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -137,7 +139,7 @@ def run_tasks(fn: Callable[..., Any], items: list[tuple], *, cpus: float, gpus: 
     if not items:
         return []
     require_room(1, cpus, gpus, ClusterConfig.worker_start_timeout_s)
-    task = ray.remote(fn).options(num_cpus=cpus, num_gpus=gpus)
+    task = ray.remote(fn).options(num_cpus=cpus, num_gpus=gpus, **({} if gpus else on_cpus()))
     references = [task.remote(*item) for item in items]
     # Not cancelled at the first error: ray.cancel on a task that is just ending aborts this whole process (Ray 2.60).
     ray.wait(references, num_returns=len(references), fetch_local=False)
@@ -151,7 +153,12 @@ def _scaling(cluster: ClusterConfig) -> Any:
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     workers = (cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers
-    return ScalingConfig(num_workers=workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=bool(cluster.gpus_per_worker),
+        resources_per_worker=resources,
+        **for_training(cluster.gpus_per_worker),
+    )
 
 
 def _run(cluster: ClusterConfig, storage_uri: str, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from cluster.placement import on_cpus
 from moca_core.data.codec import from_bytes
 from moca_core.types import MaskedBatch, PairBatch
 
@@ -14,7 +15,7 @@ def open_stream(
 ) -> Iterator[tuple[int, list[MaskedBatch | PairBatch]]]:
     """(global step, its micro-batches) in the order of `addresses`, made by Ray Data ahead of the training step, `tasks` at a time.
 
-    The tasks want CPUs alone, so Ray places them on nodes without GPUs first, where a cluster has such.
+    The tasks want CPUs alone, so they run on machines that do not train first, where a cluster has such.
     """
     import ray.data
     from ray.data import ExecutionResources, TaskPoolStrategy
@@ -27,7 +28,8 @@ def open_stream(
     options = dataset.context.execution_options
     options.preserve_order = True
     options.resource_limits = ExecutionResources.for_limits(object_store_memory=PREFETCH_BYTES)
-    dataset = dataset.map(_MakeRow(addresses, make_batch), num_cpus=0.25, compute=TaskPoolStrategy(size=tasks))
+    pool = TaskPoolStrategy(size=tasks)
+    dataset = dataset.map(_MakeRow(addresses, make_batch), num_cpus=0.25, compute=pool, **on_cpus())
     step, batches = addresses[0]["step"], []
     for row in dataset.iter_rows():
         if row["step"] != step:

@@ -22,7 +22,8 @@ def free_port() -> int:
 
 
 class Machines:
-    """`environment`: of someone who uses the cluster. The head does no work; `add` and `kill` are machines with one CPU."""
+    """`environment`: of someone who uses the cluster. The head does no work; `add` and `kill` are machines with one CPU, or as
+    options of `ray start` say."""
 
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="mm-", dir="/tmp")  # short: the paths of sockets end at 107 bytes
@@ -40,8 +41,8 @@ class Machines:
         self._start("127.0.0.1", "--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0")
         self.environment["RAY_ADDRESS"] = self.address
 
-    def add(self, ip: str) -> None:
-        self._start(ip, f"--address={self.address}", "--num-cpus=1")
+    def add(self, ip: str, *options: str) -> None:
+        self._start(ip, f"--address={self.address}", *(options or ["--num-cpus=1"]))
 
     def kill(self, ip: str) -> None:
         """As when the power is cut."""
