@@ -11,10 +11,10 @@ BIN := .venv/bin
 run: .venv/installed
 	$(BIN)/python pipelines/full.py --recipe $(RECIPE) --root $(ROOT) $(ARGS)
 
-test: .venv/installed
+test: .venv/installed .venv-checkov/installed
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
 
-test-all: .venv/installed
+test-all: .venv/installed .venv-checkov/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/installed
@@ -34,4 +34,10 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The linter of cluster/deploy pins what we pin too, so it lives by itself; only tests/deploy/test_lint.py starts it.
+.venv-checkov/installed: Makefile
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
 	touch $@
