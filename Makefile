@@ -36,8 +36,7 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# The linter of cluster/deploy pins what we pin too, so it lives by itself; only tests/deploy/test_lint.py starts it.
+# The linter of cluster/deploy pins what we pin too, so it lives by itself. Where it cannot be had, its test says so and is skipped.
 .venv-checkov/installed: Makefile
 	$(PYTHON) -m venv .venv-checkov
-	.venv-checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
-	touch $@
+	.venv-checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30 && touch $@ || { rm -rf .venv-checkov; echo "no checkov: its test is skipped"; }

@@ -59,6 +59,12 @@ def test_images_run_as_nobody_in_particular_and_carry_no_tools_to_build_with() -
     assert 'ARG COMPILER=""' in stages()["moca"][1]
 
 
+def test_what_others_look_for_is_in_the_image() -> None:
+    """wget: KubeRay's probes. libibverbs: NCCL, which takes sockets instead of RDMA without a word where it is missing."""
+    (install,) = (line for line in stages()["moca"][1] if "apt-get install" in line)
+    assert {"wget", "libibverbs1", "ibverbs-providers"} <= set(install.split())
+
+
 def test_the_mlflow_server_is_as_pinned_as_the_client() -> None:
     (install,) = (line for line in stages()["mlflow-installed"][1] if "pip install" in line)
     pinned = {

@@ -43,6 +43,14 @@ def test_the_label_leads_from_the_job_to_its_quota(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
+def test_what_belongs_to_the_cluster_is_in_no_namespace_and_all_else_is_in_ours(name: str) -> None:
+    for folder in ("platform", "store", f"overlays/{name}"):
+        for manifest in rendered(folder):
+            expected = None if manifest["kind"] in ("Namespace", "ResourceFlavor", "ClusterQueue") else "moca"
+            assert manifest["metadata"].get("namespace") == expected, manifest["kind"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_what_kueue_asks_of_a_ray_job(name: str) -> None:
     spec = ray_job(name)["spec"]
     assert spec["shutdownAfterJobFinishes"] and "clusterSelector" not in spec

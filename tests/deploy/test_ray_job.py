@@ -1,28 +1,27 @@
 """ray_job.yaml and what the overlays make of it say what the code understands and what KubeRay's operator accepts."""
 
 import re
-import shlex
 from importlib.metadata import version
 
 import pytest
 import yaml
 
 from cluster.placement import LABEL, TRAINING
-from pipelines.full import parse
-from pipelines.recipe import Recipe, load_recipe
-from tests.deploy.manifests import DEPLOY, JOBS, OVERLAYS, REPOSITORY, Manifest, container, groups, pods, ray_job
+from tests.deploy.manifests import (
+    DEPLOY,
+    JOBS,
+    OVERLAYS,
+    REPOSITORY,
+    container,
+    groups,
+    only,
+    pods,
+    ray_job,
+    recipe_of,
+    rendered,
+)
 
 DNS1035 = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # 47 characters: the operator appends its own
-
-
-def recipe_of(job: Manifest) -> Recipe:
-    """What the entrypoint asks for, read by the command's own parser."""
-    python, script, *arguments = shlex.split(job["spec"]["entrypoint"])
-    assert python == "python"
-    assert script == "/opt/moca/pipelines/full.py"  # nothing says in which folder the driver starts
-    options = parse(arguments)
-    assert options.root.startswith("s3://")
-    return load_recipe(options.recipe, options.set)
 
 
 def test_there_is_one_job() -> None:
@@ -87,6 +86,20 @@ def test_the_head_works_for_nobody_and_the_others_know_what_they_are_for(name: s
     else:
         assert not any(gpus.values())
         assert [group for group in nodes if nodes[group].get("labels") == {LABEL: TRAINING}] == ["training"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_draining_a_node_waits_for_the_head_alone(name: str) -> None:
+    budget = only("PodDisruptionBudget", rendered(f"overlays/{name}"))["spec"]
+    wanted = budget["selector"]["matchLabels"].items()
+    protected = [
+        pod for pod, (template, _) in pods(ray_job(name)).items() if wanted <= template["metadata"]["labels"].items()
+    ]
+    assert protected == [f"{ray_job(name)['metadata']['name']}-head"]
+    assert set(budget) == {
+        "minAvailable",
+        "selector",
+    }  # nothing else works for pods that no Deployment or the like made
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

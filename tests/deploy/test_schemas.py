@@ -7,7 +7,21 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from tests.deploy.manifests import FOLDERS, JOBS, QUEUED, REPOSITORY, Manifest, only, pods, raw, ray_job, rendered
+from tests.deploy.manifests import (
+    DEPLOY,
+    FOLDERS,
+    JOBS,
+    QUEUED,
+    REPOSITORY,
+    Manifest,
+    built,
+    kustomized,
+    only,
+    pods,
+    raw,
+    ray_job,
+    rendered,
+)
 
 KUBERNETES = "1.37"
 RESOURCE_DEFINITIONS = REPOSITORY.parent / "shared" / "schemas"  # of KubeRay and Kueue, where they are
@@ -51,6 +65,16 @@ def strictly(manifest: Manifest) -> None:
 
 def builtin(manifests: list[Manifest]) -> list[Manifest]:
     return [m for m in manifests if not m["apiVersion"].startswith(("ray.io/", "kueue.x-k8s.io/"))]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_kustomize_makes_of_a_folder_what_we_take_it_for(folder: str) -> None:
+    def in_order(manifests: list[Manifest]) -> list[Manifest]:
+        return sorted(manifests, key=lambda manifest: (manifest["kind"], manifest["metadata"]["name"]))
+
+    if not (made := kustomized(DEPLOY / folder)):
+        pytest.skip("neither kubectl nor kustomize is installed")
+    assert in_order(made) == in_order(built(DEPLOY / folder, []))
 
 
 @pytest.mark.parametrize("folder", ["as written", *FOLDERS])

@@ -7,8 +7,18 @@ import pytest
 
 from pipelines import sizing
 from pipelines.sizing import H100, H200, Constants, Job, Settings
-from tests.deploy.manifests import JOBS, OVERLAYS, REPOSITORY, container, groups, pods, quantity, raw, ray_job
-from tests.deploy.test_ray_job import recipe_of
+from tests.deploy.manifests import (
+    JOBS,
+    OVERLAYS,
+    REPOSITORY,
+    container,
+    groups,
+    pods,
+    quantity,
+    raw,
+    ray_job,
+    recipe_of,
+)
 from tests.pipelines.test_sizing import EVEN, SPEC_3B
 
 GI = 2**30
