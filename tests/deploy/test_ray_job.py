@@ -96,10 +96,7 @@ def test_draining_a_node_waits_for_the_head_alone(name: str) -> None:
         pod for pod, (template, _) in pods(ray_job(name)).items() if wanted <= template["metadata"]["labels"].items()
     ]
     assert protected == [f"{ray_job(name)['metadata']['name']}-head"]
-    assert set(budget) == {
-        "minAvailable",
-        "selector",
-    }  # nothing else works for pods that no Deployment or the like made
+    assert set(budget) == {"minAvailable", "selector"}  # no other works for pods of a custom resource
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -23,10 +23,7 @@ from tests.pipelines.test_sizing import EVEN, SPEC_3B
 
 GI = 2**30
 GPU_OF = {"single-gpu": H200, "eight-gpus": H100, "four-nodes-rdma": H100}
-OPERATORS_CHECK = {
-    "cpu": 0.2,
-    "memory": 256 * 2**20,
-}  # the pod's part that waits for the head, before the container starts
+WAITING = {"cpu": 0.2, "memory": 256 * 2**20}  # the operator's own container, which waits for the head first
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ def nodes_of(overlay: str) -> list[Nodes]:
 
 
 def requests_of(template: dict) -> dict[str, float]:
-    """Of a pod: its container's, or what the operator's own container before it takes if that were more."""
+    """Of a pod: its container's, or those of the one that runs before it if they are more."""
     requests = {key: quantity(value) for key, value in container(template)["resources"]["requests"].items()}
-    return requests | {key: max(requests[key], value) for key, value in OPERATORS_CHECK.items()}
+    return requests | {key: max(requests[key], value) for key, value in WAITING.items()}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -107,9 +104,8 @@ def test_a_pod_holds_what_it_mounts(name: str) -> None:
         shm = quantity(volumes.pop("shm")["sizeLimit"]) if "shm" in volumes else 0
         assert shm <= limits["memory"] / 2, pod  # it counts as the pod's memory
         if "ray" in main["name"] and main["name"] != "ray-job-submitter":
-            assert shm > 0.3 * limits["memory"], (
-                pod
-            )  # Ray's object store takes 30 % of memory, and NCCL or gloo some more
+            # Ray's object store takes 30 % of memory, and NCCL or gloo some more
+            assert shm > 0.3 * limits["memory"], pod
         assert sum(quantity(volume["sizeLimit"]) for volume in volumes.values()) <= limits["ephemeral-storage"], pod
 
 
