@@ -25,7 +25,7 @@ def on_cpus() -> dict[str, Any]:
 
 def for_training(gpus: float) -> dict[str, Any]:
     """Options of a task, actor or worker that trains or embeds with this share of a GPU."""
-    return {"label_selector": {LABEL: TRAINING}} if not gpus and any(map(_labelled, _alive())) else {}
+    return {"label_selector": {LABEL: TRAINING}} if not gpus and any(map(is_for_training, _alive())) else {}
 
 
 def require_room(workers: int, cpus: float, gpus: float, timeout_s: float, *, training: bool = False) -> None:
@@ -37,7 +37,7 @@ def require_room(workers: int, cpus: float, gpus: float, timeout_s: float, *, tr
     import ray
 
     def room() -> int:
-        return sum(places(m["Resources"], workers, cpus, gpus) for m in _alive() if not labelled or _labelled(m))
+        return sum(places(m["Resources"], workers, cpus, gpus) for m in _alive() if not labelled or is_for_training(m))
 
     labelled = training and bool(for_training(gpus))
     deadline = time.monotonic() + (timeout_s if on_a_cluster() else 0)
@@ -52,9 +52,7 @@ def require_room(workers: int, cpus: float, gpus: float, timeout_s: float, *, tr
         there = ray.cluster_resources()
         where = f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU on {len(_alive())} machine(s)"
         if labelled:
-            where += (
-                f", room for {room()} of them on {sum(map(_labelled, _alive()))} machine(s) labelled {LABEL}={TRAINING}"
-            )
+            where += f", room for {room()} of them on {sum(map(is_for_training, _alive()))} machine(s) labelled {LABEL}={TRAINING}"
         raise ValueError(
             f"no room for {workers} worker(s) with {cpus:g} CPU and {gpus:g} GPU each: the cluster has {where}; "
             "lower num_workers, cpus_per_worker or gpus_per_worker"
@@ -73,5 +71,6 @@ def _alive() -> list[dict[str, Any]]:
     return [machine for machine in ray.nodes() if machine["Alive"]]
 
 
-def _labelled(machine: dict[str, Any]) -> bool:
+def is_for_training(machine: dict[str, Any]) -> bool:
+    """Whether a node of `ray.nodes()` carries the label."""
     return machine["Labels"].get(LABEL) == TRAINING

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cluster import storage, tracking
 from pipelines.dag import build, left_out
+from pipelines.preflight.run import NoRoom, needs
 from pipelines.recipe import RECIPES, load_recipe, named_recipe, origin
 from pipelines.report import write_report
 from pipelines.runner.fingerprint import differences
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print_plan(plan, absent, root)
     if options.dry_run:
+        needs(recipe, plan, lambda line: print(f"  {'needs':<9}{line}"))
         return 0
     try:
         tracker = tracking.open_tracker(
@@ -59,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         steps=attempts(plan),
     )
     try:
-        artifacts = run_tracked(recipe, plan, outcome, tracker)
+        artifacts = run_tracked(recipe, plan, outcome, tracker, insist=options.insist)
+    except NoRoom as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except StepFailed as failure:
         cause = cause_of(failure)
         if not isinstance(cause, (ValueError, FileNotFoundError, FloatingPointError)):
@@ -87,7 +92,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="override one setting; may be repeated"
     )
     parser.add_argument("--until", metavar="STEP", help="run this step and what it needs, and nothing after it")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run and why, and run nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would run, why, and what it needs, and run nothing"
+    )
+    parser.add_argument(
+        "--insist",
+        action="store_true",
+        help="run although the cluster has too little room by the preflight's arithmetic",
+    )
     parser.add_argument(
         "--root", help="folder or s3:// URI for everything that comes out (default: $MOCA_ROOT, or runs/RECIPE)"
     )

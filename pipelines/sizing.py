@@ -1,4 +1,4 @@
-"""What a step of pre-training takes and what a GPU must hold, calculated, and the settings that are fastest of those that fit.
+"""How long a step of pre-training takes, calculated, and the settings that are fastest of those that fit.
 
 Closed forms over `Constants`, each with its source; nothing was measured on a GPU, and benchmarks/scaling.py prints how much hangs on
 what is assumed. Traffic and memory are those of the engines of cluster/ in bf16: gradients are summed in fp32, by all-reduce at stages
@@ -14,11 +14,21 @@ from typing import Literal
 import numpy as np
 
 from moca_core.spec import BackboneSpec
+from pipelines.memory import (
+    WORKING_BYTES,
+    Checkpointing,
+    MicroBatch,
+    Sharing,
+    Weights,
+    activation_bytes,
+    state_bytes,
+    step_bytes,
+)
 from pipelines.training.plan import row_plan
 
-Checkpointing = Literal["none", "selective", "full"]
 Exchange = Literal["step", "micro_batch"]
 GPUS_PER_NODE = 8
+MLM_RATIO, MAE_RATIO = 0.4, 0.5  # the paper's, for 3B
 PLANNED_STEPS = 32  # over which the balance of a plan is looked at: a bucket of it
 
 
@@ -60,8 +70,7 @@ class Constants:
         4, "assumed: cores a GPU that prepare its rows, as the recipes' data_tasks_per_worker"
     )
     optimizer_bytes: float = _constant(30, "counted: AdamW, a weight: gradient, masters, moments, read and written")
-    working_bytes: float = _constant(6e9, "assumed: CUDA, NCCL, buckets, one layer's gradients, fragmentation")
-    live_weights: float = _constant(1e9, "published: DeepSpeed's stage3_max_live_parameters")
+    working_bytes: float = _constant(WORKING_BYTES, "assumed: CUDA, NCCL, one layer's gradients, fragmentation")
 
 
 @dataclass(frozen=True)
@@ -153,10 +162,19 @@ def predict(job: Job, settings: Settings, constants: Constants = Constants()) ->
         "optimizer": optimizer_s(job, stage, constants),
         "data": max(0.0, data_s(job, constants) - compute_s),
     }
-    activations = activation_bytes(job.spec, job.rows.tokens, job.rows.image_tokens, again)
-    return Prediction(
-        job, settings, state_bytes(job, settings, constants) + activations + constants.working_bytes, parts
-    )
+    return Prediction(job, settings, memory_bytes(job, settings) + constants.working_bytes, parts)
+
+
+def memory_bytes(job: Job, settings: Settings) -> float:
+    """Of a GPU, but for what CUDA takes itself."""
+    weights = Weights(job.weights, job.weights, job.spec.vocab_size * job.spec.text_hidden)
+    adds_up = settings.gradient_exchange == "step" and job.micro_batches > 1
+    sharing = Sharing(settings.zero_stage, job.gpus, adds_up)
+    state = state_bytes(weights, "bf16", sharing)
+    words, images = job.rows.tokens - job.rows.image_tokens, job.rows.image_tokens
+    row = MicroBatch(job.rows.tokens, images, MLM_RATIO * words, MAE_RATIO * images)
+    activations = activation_bytes(job.spec, row, settings.activation_checkpointing)
+    return step_bytes(state, activations, weights, sharing, job.micro_batches)
 
 
 def weight_count(spec: BackboneSpec, *, tied: bool, decoder_layers: int = 1) -> int:
@@ -225,33 +243,3 @@ def _dealt(costs: tuple[float, ...], rows_per_step: int, ranks: int) -> np.ndarr
     plans = [row_plan(known, rows_per_step, range(PLANNED_STEPS), rank, ranks, seed=0) for rank in range(ranks)]
     rows = [[address["row"] for address in plan] for plan in plans]
     return known[rows].reshape(ranks, PLANNED_STEPS, -1)
-
-
-def state_bytes(job: Job, settings: Settings, constants: Constants) -> float:
-    """Weights in bf16, masters and moments in fp32, gradients in fp32: 18 bytes a weight, less what is shared."""
-    stage, ranks = settings.zero_stage, job.gpus
-    adds_up = settings.gradient_exchange == "step" and job.micro_batches > 1
-    weights = 2 / ranks if stage == 3 else 2
-    optimizer = 12 / ranks if stage else 12
-    gradients = 4 if adds_up or stage == 0 else 2 if stage == 1 else 4 / ranks
-    gathered = 2 * min(job.weights, constants.live_weights) if stage == 3 else 0
-    return job.weights * (weights + optimizer + gradients) + gathered
-
-
-def activation_bytes(spec: BackboneSpec, tokens: float, image_tokens: float, checkpointing: Checkpointing) -> float:
-    """What the layers of both towers keep for the backward pass, in bf16."""
-    attention, hidden = 2 * spec.text_width + 2 * spec.text_kv_width, spec.vision_hidden
-    text = _layer_values(spec.text_hidden, attention, spec.text_intermediate, checkpointing)
-    intermediate = (spec.vision_params_per_layer - 4 * hidden**2) // (3 * hidden)
-    patch = _layer_values(hidden, 4 * hidden, intermediate, checkpointing)
-    patches = image_tokens * spec.group_size
-    return 2 * (tokens * spec.text_layers * text + patches * spec.vision_layers * patch)
-
-
-def _layer_values(hidden: int, attention: int, intermediate: int, checkpointing: Checkpointing) -> int:
-    """Of one token in one layer. Full: its input. Selective: products too (queries, keys, values and what attention gives, its
-    projection, both of the gate, the way down). None: also what the gate gives, and norms, rotations and residuals."""
-    if checkpointing == "full":
-        return hidden
-    products = hidden + attention + hidden + 2 * intermediate + hidden
-    return products if checkpointing == "selective" else products + 2 * intermediate + 6 * hidden

@@ -5,11 +5,13 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from cluster import tracking
 from cluster.workers import connect
+from pipelines.preflight.run import NoRoom, preflight
 from pipelines.recipe import Recipe
 from pipelines.runner.fingerprint import canonical
 from pipelines.runner.outcome import Outcome, now
@@ -23,9 +25,12 @@ CLOCK = time.perf_counter()
 
 
 def run_tracked(
-    recipe: Recipe, plan: list[Planned], outcome: Outcome, tracker: tracking.Tracker
+    recipe: Recipe, plan: list[Planned], outcome: Outcome, tracker: tracking.Tracker, *, insist: bool = False
 ) -> dict[str, Artifact]:
-    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root."""
+    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root.
+
+    Raises NoRoom before the first step where the cluster can never hold what is asked of it, unless `insist`.
+    """
     root, tracking_uri = outcome.root, outcome.tracking_uri
     versions = outcome.environment = environment()
     parent = tracker.start_run(f"pipeline {Path(root).name}", tags={"root": root, **versions})
@@ -75,10 +80,14 @@ def run_tracked(
                 log_skipped(tracker, parent, planned)
         if not all(planned.done for planned in plan):
             connect(recipe.cluster)
+            preflight(recipe, plan, partial(say, "preflight"), insist=insist)
         artifacts = run_plan(plan, execute, versions)
         status = "FINISHED"
     except StepFailed as failure:
         outcome.error = str(cause_of(failure))
+        raise
+    except NoRoom as error:
+        outcome.error = str(error)
         raise
     except KeyboardInterrupt:
         status = "KILLED"

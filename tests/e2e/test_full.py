@@ -219,3 +219,12 @@ def test_the_cause_of_a_failing_data_task_reaches_the_user(ray_session, command,
 def _other_layout(folder) -> str:
     broken_corpus(folder / "moca")
     return str(folder / "moca" / "part.parquet")
+
+
+def test_what_can_never_run_is_refused_before_the_first_step(ray_session, command, tmp_path):
+    done = command("--set", "cluster.cpus_per_worker=300", "--root", str(tmp_path))
+    assert done.code == 2
+    assert "the cluster has no room for this recipe:\n  NO pretrain  2 worker(s) of 300 CPU" in done.output
+    assert not [*tmp_path.glob("corpus/*")]
+    outcome = json.loads((tmp_path / "run.json").read_text())
+    assert outcome["status"] == "FAILED" and "300 CPU" in outcome["error"]

@@ -23,7 +23,7 @@ SPEC_7B = replace(
     merger_params=5120 * 5120 + 5120 * 3584,
 )  # fmt: skip
 EVEN = Rows(tokens=8192, image_tokens=4096, flops=216e12, costs=(1.0,) * 4096)
-IDEAL = Constants(link_share=1.0, hop_s=0.0, working_bytes=0.0)
+IDEAL = Constants(link_share=1.0, hop_s=0.0)
 
 
 def job(gpus: int = 8, rows_per_step: int = 64, **changes) -> Job:
@@ -36,37 +36,6 @@ def test_weights_are_those_of_the_published_models():
     assert sizing.weight_count(SPEC_7B, tied=False, decoder_layers=0) == pytest.approx(8.29e9, rel=0.003)
     decoder = sizing.weight_count(SPEC_3B, tied=True, decoder_layers=2) - sizing.weight_count(SPEC_3B, tied=True)
     assert decoder == SPEC_3B.text_params_per_layer
-
-
-@pytest.mark.parametrize(
-    ("checkpointing", "row_gb", "token_kb", "patch_kb"),
-    [("none", 71, 134, 61), ("selective", 36, 66, 32), ("full", 3, 4, 3)],
-)
-def test_activations_are_those_that_were_counted_on_a_cpu(checkpointing, row_gb, token_kb, patch_kb):
-    """docs/log.md: of a row of 8,192 tokens, half of images, of a token and text layer, of a patch and vision layer."""
-    assert round(sizing.activation_bytes(SPEC_3B, 8192, 4096, checkpointing) / 1e9) == row_gb
-    text = sizing.activation_bytes(SPEC_3B, 1, 0, checkpointing) / SPEC_3B.text_layers
-    whole = sizing.activation_bytes(SPEC_3B, 0, 1, checkpointing)
-    patch = whole / SPEC_3B.group_size / SPEC_3B.vision_layers
-    assert text / 1e3 == pytest.approx(token_kb, abs=1) and patch / 1e3 == pytest.approx(patch_kb, abs=1)
-
-
-def held(stage: int, gpus: int, exchange: str = "step", rows: int | None = None) -> float:
-    """Bytes a weight, without gathered weights."""
-    of = job(gpus, rows or gpus)
-    constants = replace(IDEAL, live_weights=0.0)
-    return sizing.state_bytes(of, Settings(stage, exchange, "none"), constants) / of.weights
-
-
-def test_state_is_eighteen_bytes_a_weight_shared_by_stage():
-    assert held(0, 1) == held(0, 64) == 18
-    assert held(1, 4) == 2 + 12 / 4 + 2
-    assert held(2, 4) == 2 + 12 / 4 + 4 / 4
-    assert held(3, 4) == 18 / 4
-    for stage in (1, 2, 3):  # gradients that add up over micro-batches are whole, and fp32
-        assert held(stage, 4, rows=8) - held(stage, 4) == pytest.approx(4 - (2 if stage == 1 else 1))
-    assert held(2, 4, "micro_batch", rows=8) == held(2, 4) and held(3, 4, "micro_batch", rows=8) == held(3, 4)
-    assert held(0, 1) * job().weights == pytest.approx(68e9, rel=0.01)  # on one GPU, with fp32 gradients
 
 
 def test_traffic_of_a_step():
