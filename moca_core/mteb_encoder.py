@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from moca_core.benchmarks import Prompts, asked, offered
+from moca_core.benchmarks import Prompts
 from moca_core.embedder import Embedder
 from moca_core.types import Content, Segment
 
@@ -36,11 +36,12 @@ class MtebEncoder:
 
     def encode(self, inputs: Iterable[dict[str, list]], *, prompt_type: Any = None, **about: Any) -> np.ndarray:
         """Unit vectors [rows, dimension] of the rows of all batches, in order. `about` says which task asks, which changes nothing."""
-        say = {"query": asked, "document": offered}.get(getattr(prompt_type, "value", prompt_type))
+        side = getattr(prompt_type, "value", prompt_type)
+        prompts = self.prompts if side in ("query", "document") else Prompts()
         vectors = []
         for batch in inputs:
             contents = contents_of(batch)
-            vectors.append(self.embedder.encode([say(c, self.prompts) for c in contents] if say else contents))
+            vectors.append(self.embedder.encode([prompts.put(c, query=side == "query") for c in contents]))
         return np.concatenate(vectors)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> "torch.Tensor":

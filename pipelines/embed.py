@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster import storage
+from moca_core.benchmarks import PROMPTS
 from moca_core.data.image_files import ImageBounds
 from moca_core.folder import model_digest
 from moca_core.sources import contents
@@ -69,6 +70,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"which column of a table plays a role: {', '.join(contents.COLUMNS)}; may be given several times",
     )
     parser.add_argument(
+        "--prompts",
+        choices=PROMPTS,
+        default="none",
+        help="words that the model was trained with, put beside images that are alone, or with --queries before texts (none)",
+    )
+    parser.add_argument("--queries", action="store_true", help="these are what is searched with, not what is found")
+    parser.add_argument(
         "--workers", type=int, default=0, help="so many processes of Ray Data, with a GPU each where there are any"
     )
     parser.add_argument(
@@ -83,6 +91,11 @@ def run(options: argparse.Namespace) -> None:
     check_fraction("--max-rejected-fraction", options.max_rejected_fraction)
     if options.workers and not options.out:
         raise ValueError("--workers needs --out")
+    if options.queries and not PROMPTS[options.prompts].query:
+        named = [name for name, prompts in PROMPTS.items() if prompts.query]
+        raise ValueError(
+            f"--queries with --prompts {options.prompts} changes nothing: of them only {', '.join(named)} ask"
+        )
     if not storage.exists(storage.join(options.model, "config.json")):
         raise ValueError(f"{options.model}: no config.json there; --model names the folder that the export step wrote")
     if options.out:
@@ -97,7 +110,9 @@ def run(options: argparse.Namespace) -> None:
     from moca_core.embedder import Embedder
 
     embedder = Embedder(storage.localize(options.model), max_tokens=options.max_tokens)
-    vectors = embedder.encode([document.content for document in documents])
+    prompts, first = PROMPTS[options.prompts], options.queries or options.rank
+    queries = [first, *[options.queries] * (len(documents) - 1)]
+    vectors = embedder.encode([prompts.put(d.content, query=q) for d, q in zip(documents, queries, strict=True)])
     names = [document.where for document in documents]
     if options.rank:
         print_ranking(names, vectors)
@@ -144,7 +159,8 @@ def print_ranking(names: list[str], vectors: np.ndarray) -> None:
 
 
 def save(options: argparse.Namespace, units: list[dict], columns: dict[str, str]) -> None:
-    job = Job(options.model, options.max_tokens, units, columns, f"{options.out}.parts")
+    parts = f"{options.out}.parts"
+    job = Job(options.model, options.max_tokens, units, columns, parts, options.prompts, options.queries)
     start_or_go_on(job, options.items)
     (on_ray if options.workers else alone)(job, options)
     embedded, rejected = counts(job)
@@ -166,6 +182,7 @@ def start_or_go_on(job: Job, items: list[str]) -> None:
         "model": model_digest(storage.localize(job.model)),
         "inputs": hashlib.sha256(json.dumps([items, inputs, texts, job.columns]).encode()).hexdigest(),
         "max tokens": job.max_tokens,
+        "prompts": [job.prompts, job.queries],
     }
     uri = storage.join(job.uri, "plan.json")
     if not storage.exists(uri):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from cluster import storage
+from moca_core.benchmarks import PROMPTS
 from moca_core.types import Segment
 from pipelines.rejections import check_fraction
 
@@ -38,6 +39,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     index.add_argument("folder")
     index.add_argument("--model", required=True, help="an exported model: a folder or an s3:// URI")
     index.add_argument("--out", required=True, metavar="INDEX", help="the folder of the index")
+    index.add_argument(
+        "--prompts",
+        choices=PROMPTS,
+        default="none",
+        help="words that the model was trained with, put beside pages and before what is asked (none)",
+    )
     index.add_argument(
         "--max-rejected-fraction",
         type=float,
@@ -75,6 +82,7 @@ def make_index(options: argparse.Namespace) -> None:
         options.out,
         options.folder,
         model,
+        prompts=options.prompts,
         max_rejected_fraction=options.max_rejected_fraction,
         progress=lambda files: tqdm(files, unit=" files"),
     )

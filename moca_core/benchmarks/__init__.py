@@ -24,6 +24,16 @@ class Prompts:
     query: str = ""
     image: str = ""
 
+    def put(self, content: Content, *, query: bool) -> Content:
+        """A query with its prompt, or a candidate with its own."""
+        if not query:
+            alone = self.image and all(segment.text is None for segment in content)
+            return (*content, Segment(text=self.image)) if alone else content
+        first = next((place for place, segment in enumerate(content) if segment.text is not None), None)
+        if not self.query or first is None:
+            return content
+        return (*content[:first], Segment(text=self.query + content[first].text), *content[first + 1 :])
+
 
 PROMPTS = {
     "none": Prompts(),
@@ -76,18 +86,3 @@ def known_name(path: str) -> str | None:
 def _plain(name: str) -> str:
     """Copies of a set differ in such things."""
     return name.lower().replace("-", "").replace("_", "")
-
-
-def asked(content: Content, prompts: Prompts) -> Content:
-    """A query with its prompt."""
-    texts = [place for place, segment in enumerate(content) if segment.text is not None]
-    if not prompts.query or not texts:
-        return content
-    first = texts[0]
-    return (*content[:first], Segment(text=prompts.query + content[first].text), *content[first + 1 :])
-
-
-def offered(content: Content, prompts: Prompts) -> Content:
-    """A candidate with its prompt."""
-    alone = prompts.image and all(segment.text is None for segment in content)
-    return (*content, Segment(text=prompts.image)) if alone else content

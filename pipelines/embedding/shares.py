@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
+from moca_core.benchmarks import PROMPTS
 from moca_core.data.image_files import ImageBounds
 from moca_core.data.schema import REJECTED, rejected_to_table
 from moca_core.types import Document, Rejected
@@ -31,13 +32,16 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """What is embedded by which model; `uri` is the folder of the parts."""
+    """What is embedded by which model; `uri` is the folder of the parts. `prompts` names some of PROMPTS, put before queries or beside
+    what is found."""
 
     model: str
     max_tokens: int | None
     units: list[dict]
     columns: dict[str, str]
     uri: str
+    prompts: str = "none"
+    queries: bool = False
 
     def shares(self) -> list[list[dict]]:
         count = min(SHARES, len(self.units))
@@ -105,7 +109,9 @@ class Embed:
             if len(documents) == PART_ROWS:
                 following = behind
                 break
-        vectors = self.embedder.encode([document.content for document in documents])
+        prompts = PROMPTS[self.job.prompts]
+        contents = [prompts.put(document.content, query=self.job.queries) for document in documents]
+        vectors = self.embedder.encode(contents)
         if not np.isfinite(vectors).all():
             raise ValueError(f"{self.job.model}: its vectors hold NaN or infinity")
         counts = Counter(item.reason for item in rejected)

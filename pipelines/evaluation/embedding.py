@@ -10,14 +10,14 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from cluster import storage
-from moca_core.benchmarks import Prompts, asked, offered
+from moca_core.benchmarks import Prompts
 from moca_core.data.schema import rows_to_content
 from moca_core.types import Attention
 from pipelines.evaluation.tasks import ROWS_PER_GROUP, SIDES, StoredTask
@@ -98,9 +98,9 @@ class Embed:
 
     def __call__(self, number: int) -> dict:
         unit = self.units[number]
-        say = asked if unit.side == "queries" else offered
+        put = partial(unit.task.prompts.put, query=unit.side == "queries")
         rows = read_rows(unit.task.table(unit.side), unit.rows.tolist(), ROWS_PER_GROUP)
-        contents = [say(rows_to_content(row["content"]), unit.task.prompts) for row in rows]
+        contents = [put(rows_to_content(row["content"])) for row in rows]
         vectors = self.embedder(unit.reader.uri, unit.reader.max_tokens).encode(contents)
         if not np.isfinite(vectors).all():
             raise ValueError(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster import storage
+from moca_core.benchmarks import PROMPTS
 from moca_core.data.image_files import ImageBounds
 from moca_core.data.schema import REJECTED, rejected_to_table
 from moca_core.folder import model_digest
@@ -39,6 +40,7 @@ class Manifest:
     model_digest: str
     number: int
     files: dict[str, str]
+    prompts: str = "none"
 
     @property
     def entries(self) -> str:
@@ -72,11 +74,18 @@ class Updated:
 
 
 def update(
-    index: str, folder: str, model: str, *, max_rejected_fraction: float, progress: Callable[[Iterable], Iterable]
+    index: str,
+    folder: str,
+    model: str,
+    *,
+    prompts: str,
+    max_rejected_fraction: float,
+    progress: Callable[[Iterable], Iterable],
 ) -> Updated:
     """Makes the index at `index` that of the files that `folder` now holds; what it knows already is not embedded again.
 
-    Raises ValueError for an index that is of another model, and where too much cannot be used: then the index stays as it was.
+    Raises ValueError for an index that is of another model or other prompts, and where too much cannot be used: then the index
+    stays as it was.
     """
     before = read_manifest(index)
     digest = model_digest(model)
@@ -84,11 +93,15 @@ def update(
         raise ValueError(
             f"{index} is of another model ({before.model}): give that one, or another --out, or delete the index"
         )
+    if before and before.prompts != prompts:
+        raise ValueError(
+            f"{index} was made with --prompts {before.prompts}: give them again, or another --out, or delete the index"
+        )
     found = list(list_documents(folder))
     files = [file for file in found if isinstance(file, File)]
     rejected = [item for item in found if isinstance(item, Rejected)]
-    rows = Rows(index, before, digest)
-    embedded = _embed_new(rows, folder, model, files, rejected, progress)
+    rows = Rows(index, before, digest, prompts)
+    embedded = _embed_new(rows, folder, model, prompts, files, rejected, progress)
     living = {file.path: file.key for file in files}
     table = rows.of(set(living.values()))
     counts = Counter(item.reason for item in rejected)
@@ -97,7 +110,7 @@ def update(
     bad = {reason: count for reason, count in counts.items() if not reason.startswith("dropped_")}
     check_rejected(f"index, see {index}/{REJECTIONS}", table.num_rows, bad, max_rejected_fraction)
     number = before.number + 1 if before else 1
-    manifest = Manifest(str(Path(folder).resolve()), str(Path(model).resolve()), digest, number, living)
+    manifest = Manifest(str(Path(folder).resolve()), str(Path(model).resolve()), digest, number, living, prompts)
     _write(index, manifest, table)
     removed = len(set(before.files) - set(living)) if before else 0
     return Updated(table.num_rows, embedded, len(living), removed, dict(counts))
@@ -106,8 +119,8 @@ def update(
 class Rows:
     """The entries that are embedded: those of the index, and in parts of runs that did not end."""
 
-    def __init__(self, index: str, manifest: Manifest | None, digest: str) -> None:
-        self.folder = Path(index) / f"parts-{digest[:16]}"
+    def __init__(self, index: str, manifest: Manifest | None, digest: str, prompts: str) -> None:
+        self.folder = Path(index) / f"parts-{digest[:16]}-{prompts}"
         self.uris = [str(Path(index) / manifest.entries)] if manifest else []
         self.uris += [str(path) for path in sorted(self.folder.glob("part-*.parquet"))]
         self.keys = {key for uri in self.uris for key in read_table(uri, columns=["key"])["key"].to_pylist()}
@@ -141,7 +154,13 @@ def schema(dimension: int) -> pa.Schema:
 
 
 def _embed_new(
-    rows: Rows, folder: str, model: str, files: list[File], rejected: list[Rejected], progress: Callable
+    rows: Rows,
+    folder: str,
+    model: str,
+    prompts: str,
+    files: list[File],
+    rejected: list[Rejected],
+    progress: Callable,
 ) -> int:
     """Embeds the entries of files that no row is of, each content once; their number."""
     new = list({file.key: file for file in files if file.key not in rows.keys}.values())
@@ -152,7 +171,7 @@ def _embed_new(
     embedder = Embedder(model)
     embedded, held = 0, []
     for batch in batched(_entries(folder, progress(new), embedder, rejected), BATCH):
-        vectors = embedder.encode([entry.content for entry, _ in batch])
+        vectors = embedder.encode([PROMPTS[prompts].put(entry.content, query=False) for entry, _ in batch])
         if not np.isfinite(vectors).all():
             raise ValueError(f"{model}: its vectors hold NaN or infinity")
         for (entry, last), vector in zip(batch, vectors, strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 import faiss
 
 from cluster import storage
+from moca_core.benchmarks import PROMPTS
 from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import problem
 from moca_core.embedder import Embedder
@@ -69,7 +70,7 @@ class Searcher:
         with self._lock:
             if error := problem(content, ImageBounds()):
                 raise error
-            vector = self._embedder.encode([content])[0]
+            vector = self._embedder.encode([PROMPTS[self.manifest.prompts].put(content, query=True)])[0]
             return [self._hit(place, score) for place, score in nearest.search(self._nearest, vector, top)]
 
     def _hit(self, place: int, score: float) -> Hit:

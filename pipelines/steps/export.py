@@ -34,7 +34,7 @@ class ExportConfig:
 def export_step(config: ExportConfig, stages: tuple[str, ...]) -> Step:
     """`stages` are those that the recipe has, from the first ("base") to the one that is exported."""
     packed = ("pack",) if "pretrain" in stages else ()
-    return Step("export", run, config, needs=(*stages, *packed, "pairs", "evaluate"), code_version=2)
+    return Step("export", run, config, needs=(*stages, *packed, "pairs", "evaluate"), code_version=3)
 
 
 def run(context: Context) -> dict:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from samples import image, text
 
-from moca_core.benchmarks import PROMPTS, Prompts, asked, known_name, offered, tasks
+from moca_core.benchmarks import PROMPTS, Prompts, known_name, tasks
 
 TASKS = tasks().values()
 
@@ -87,10 +87,10 @@ def test_no_two_tasks_have_a_name_in_common():
 
 def test_where_prompts_stand():
     page, prompts = image(56, 56), Prompts(query="Find: ", image="\nRead it.")
-    assert asked((text("a lamp"),), prompts) == (text("Find: a lamp"),)
-    assert asked((page, text("a lamp")), prompts) == (page, text("Find: a lamp"))
-    assert asked((page,), prompts) == (page,)
-    assert offered((page,), prompts) == (page, text("\nRead it."))
+    assert prompts.put((text("a lamp"),), query=True) == (text("Find: a lamp"),)
+    assert prompts.put((page, text("a lamp")), query=True) == (page, text("Find: a lamp"))
+    assert prompts.put((page,), query=True) == (page,)
+    assert prompts.put((page,), query=False) == (page, text("\nRead it."))
     for content in ((text("a lamp"),), (page, text("a caption"))):
-        assert offered(content, prompts) == content
-        assert asked(content, Prompts()) == offered(content, Prompts()) == content
+        assert prompts.put(content, query=False) == content
+        assert Prompts().put(content, query=True) == Prompts().put(content, query=False) == content

@@ -9,7 +9,7 @@ from samples import image, text, words
 
 from moca_core.attention import set_attention
 from moca_core.backbone import load_backbone, save_backbone
-from moca_core.benchmarks import Prompts, asked, offered
+from moca_core.benchmarks import Prompts
 from moca_core.embedder import Embedder
 from moca_core.export import export_model
 from moca_core.folder import copy_processor
@@ -65,8 +65,8 @@ def made_up(kind):
 
 
 def our_ndcg(embedder, task, prompts=NONE, k=5):
-    queries = embedder.encode([asked(query.content, prompts) for query in task.queries])
-    candidates = embedder.encode([offered(content, prompts) for content in task.candidates])
+    queries = embedder.encode([prompts.put(query.content, query=True) for query in task.queries])
+    candidates = embedder.encode([prompts.put(content, query=False) for content in task.candidates])
     scores = []
     for query, vector in zip(task.queries, queries, strict=True):
         pool = list(query.candidates or range(len(candidates)))

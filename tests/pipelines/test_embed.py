@@ -133,6 +133,35 @@ def test_columns_of_a_table(model, embedder, tmp_path):
     assert_same(read(out), vectors_of(embedder, {"7": text("one"), "8": text("two")}))
 
 
+def test_prompts_stand_where_the_benchmarks_put_them(model, embedder, folder, tmp_path, capsys):
+    """Before texts of queries, behind images that are alone; elsewhere not."""
+    page, words_beside = str(folder / "b.png"), str(folder / "notes" / "rows.jsonl")
+    shown = "Understand the content of the provided document image."
+    asks = "Find a document image that matches the given query: "
+    found = {}
+    for name, more in (("candidates", []), ("queries", ["--queries"])):
+        out = tmp_path / f"{name}.parquet"
+        assert (
+            main(
+                ["--model", model, "--prompts", "vlm2vec", *more, "--out", str(out), "a plain text", page, words_beside]
+            )
+            == 0
+        )
+        found[name] = list(read(out).values())
+
+    def embedded(*contents):
+        return embedder.encode([*contents])
+
+    two, three = (*text("two"), *image(png(2))), (*image(png(2)), *text("three"))
+    candidates = embedded(text("a plain text"), (*image(png(1)), *text(shown)), text("one"), two, three)
+    np.testing.assert_allclose(found["candidates"], candidates, atol=1e-5)
+    two, three = (*text(asks + "two"), *image(png(2))), (*image(png(2)), *text(asks + "three"))
+    queries = embedded(text(asks + "a plain text"), image(png(1)), text(asks + "one"), two, three)
+    np.testing.assert_allclose(found["queries"], queries, atol=1e-5)
+    assert main(["--model", model, "--queries", "a text"]) == 2
+    assert "--queries with --prompts none changes nothing: of them only vlm2vec ask" in capsys.readouterr().err
+
+
 def test_rank_names_the_nearest_first(model, folder, capsys):
     assert main(["--model", model, "a plain text", "--rank", "something else", str(folder / "a.txt")]) == 0
     first = capsys.readouterr().out.splitlines()[0].split()

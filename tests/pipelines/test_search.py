@@ -191,6 +191,24 @@ def test_what_the_user_can_mend_is_said(model, documents, tmp_path, capsys):
     assert main(whole) == 0  # what was embedded before the refusal is taken over
 
 
+def test_prompts_of_an_index_are_its_own(documents, model, tmp_path, capsys):
+    out = tmp_path / "index"
+    assert make(documents, model, out, "--prompts", "vlm2vec") == 0
+    hit = first(Searcher(str(out)), text=SECTIONS[2])
+    embedder = Embedder(model)
+    asked = (Segment(text="Find a document image that matches the given query: " + SECTIONS[2]),)
+    page = (Segment(image=png(3)), Segment(text="Understand the content of the provided document image."))
+    query, *found = embedder.encode([asked, page, *((Segment(text=s),) for s in SECTIONS)])
+    by_hand = {
+        hit.path: hit.score for hit in Searcher(str(out)).search((Segment(text=SECTIONS[2]),), 50) if hit.numbers == 1
+    }
+    assert by_hand["figures/3.png"] == pytest.approx(float(query @ found[0]), abs=1e-5)
+    assert hit.score < 1 - 1e-4  # a section is offered as it is
+    capsys.readouterr()
+    assert make(documents, model, out) == 2
+    assert "was made with --prompts vlm2vec" in capsys.readouterr().err
+
+
 def test_query_on_the_command_line(index, documents, capsys):
     assert main(["query", str(index), SECTIONS[2], "--top", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
