@@ -36,14 +36,16 @@ _WITH_US = ["setpriv", "--pdeathsig", "KILL"]  # whatever ends this program, no 
 class Host:
     """A machine, as far as its programs can tell. They start with `environment`, and with what is added to it.
 
-    Its /tmp is `folder`/tmp outside; one that is not `private` has the machine's, and its /dev/shm.
+    Its /tmp is `folder`/tmp outside; one that is not `private` has the machine's, and its /dev/shm. `shared` is its /mnt.
     """
 
-    def __init__(self, name: str, address: str, folder: Path, private: bool) -> None:
+    def __init__(self, name: str, address: str, folder: Path, private: bool, shared: Path | None) -> None:
         self.name, self.address, self.folder = name, address, folder
         (folder / "tmp" / "home").mkdir(parents=True)
         (folder / "names").touch()
         steps = ["mount -t proc proc /proc", f"mount --bind '{folder}/names' /etc/hosts", f"hostname {name}"]
+        if shared:
+            steps += [f"mount --bind '{shared}' /mnt"]
         if private:
             steps += ["mount -t tmpfs -o size=512m tmpfs /dev/shm", f"mount --bind '{folder}/tmp' /tmp"]
         temporary = Path("/tmp") if private else folder / "tmp"
@@ -110,12 +112,12 @@ class Host:
 
 
 class Network:
-    """A bridge, and the hosts that are plugged into it."""
+    """A bridge, and the hosts that are plugged into it. What is in `shared` all of them see as /mnt."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: Path | None = None) -> None:
         if sys.platform != "linux" or os.geteuid():
             raise SystemExit("hosts are made of Linux namespaces: run this as root on Linux (unshare, nsenter and ip)")
-        self._folder = folder
+        self._folder, self._shared = folder, shared
         self._count = 0
         self.hosts: dict[str, Host] = {}
         self._switch = subprocess.Popen([*_WITH_US, "unshare", "--net", "sh", "-c", _IDLE])
@@ -127,7 +129,7 @@ class Network:
     def add(self, name: str, private: bool = True) -> Host:
         """A host that all others know by its name."""
         self._count += 1
-        host = Host(name, f"{_SUBNET}.{self._count}", self._folder / name, private)
+        host = Host(name, f"{_SUBNET}.{self._count}", self._folder / name, private, self._shared)
         self.hosts[name] = host
         self._ip("link", "add", "name", name, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
         self._ip("link", "set", "dev", name, "up", "master", _BRIDGE)

@@ -101,7 +101,13 @@ def connect(config: ClusterConfig) -> None:
                 repository = str(Path(__file__).resolve().parents[1])
                 variables["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")]))
             if on_a_cluster():
-                ray.init(runtime_env={"env_vars": _unset(variables)}, logging_level=logging.WARNING)
+                ray.init(
+                    logging_level=logging.WARNING,
+                    runtime_env={
+                        "env_vars": _unset(variables),
+                        "worker_process_setup_hook": "cluster.session.prepare_process_of_cluster",
+                    },
+                )
             else:
                 variables["OMP_NUM_THREADS"] = "1"
                 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
@@ -164,6 +170,21 @@ def prepare_process() -> None:
     os.environ["RAY_API_SERVER_ADDRESS"] = ray.get_runtime_context().gcs_address
     module = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(module).setLevel(logging.ERROR)
+
+
+def prepare_process_of_cluster() -> None:
+    """Ray calls this when one of our processes starts on a cluster.
+
+    gloo offers other machines the address of this machine's own name, which Debian and Ubuntu make 127.0.1.1. Here it is told
+    which network Ray uses.
+    """
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if address in [one.address for one in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def on_a_cluster() -> bool:
