@@ -40,7 +40,7 @@ class Cluster:
 
     def exposed(self, secrets: dict[str, str]) -> tuple[list[str], int]:
         """Where these secrets can be read, and how many places were looked at: all that is kept but PostgreSQL's own files."""
-        mine = [*self.folder.glob("hosts/*/tmp/home/.ray/auth_token"), self.folder / "mlflow" / "basic_auth.ini"]
+        mine = self.folder.glob("hosts/*/tmp/home/.ray/auth_token")
         status, jobs = self.user.ask("/api/jobs/")
         assert status == 200, jobs
         database = dump(self.postgres, self.folder / "postgres", self.known)

@@ -9,7 +9,6 @@ import io
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from hosts import Host, wait_until
 
@@ -97,15 +96,14 @@ def dump(host: Host, folder: Path, known: Secrets) -> str:
 def start_mlflow(host: Host, folder: Path, known: Secrets, log: Path) -> None:
     """Books and passwords in PostgreSQL; artifacts do not pass through it, as clients write them to the store."""
     folder.mkdir(parents=True, exist_ok=True)
-    database = f"postgresql+psycopg2://mlflow:{quote(known.postgres_password)}@postgres:{POSTGRES_PORT}/mlflow"
-    settings = {"admin_username": known.mlflow_user, "admin_password": known.mlflow_password, "database_uri": database}
-    settings |= {"authorization_function": "mlflow.server.auth:authenticate_request_basic_auth"}
-    settings |= {
+    database = f"postgresql+psycopg2://mlflow@postgres:{POSTGRES_PORT}/mlflow"  # libpq reads PGPASSWORD
+    settings = {
+        "database_uri": database,
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
         "default_permission": "NO_PERMISSIONS",
-        "auth_cache_ttl_seconds": "60",
-    }  # or every request is a slow hash
+        "auth_cache_ttl_seconds": "60",  # or every request is a slow hash
+    }
     file = folder / "basic_auth.ini"
-    file.touch(mode=0o600)
     file.write_text("".join(["[mlflow]\n", *(f"{name} = {value}\n" for name, value in settings.items())]))
     command = ["mlflow", "server", "--host", "0.0.0.0", "--port", str(MLFLOW_PORT), "--workers", "1"]
     command += ["--app-name", "basic-auth", "--no-serve-artifacts", "--default-artifact-root", f"s3://{BUCKET}/mlflow"]
@@ -115,6 +113,9 @@ def start_mlflow(host: Host, folder: Path, known: Secrets, log: Path) -> None:
         folder=str(folder),
         MLFLOW_BACKEND_STORE_URI=database,
         MLFLOW_AUTH_CONFIG_PATH=str(file),
+        MLFLOW_AUTH_ADMIN_USERNAME=known.mlflow_user,
+        MLFLOW_AUTH_ADMIN_PASSWORD=known.mlflow_password,
+        PGPASSWORD=known.postgres_password,
         MLFLOW_FLASK_SERVER_SECRET_KEY=known.mlflow_session_key,
         MLFLOW_DISABLE_TELEMETRY="true",
     )
