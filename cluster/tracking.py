@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from cluster.storage import is_local, join
 
@@ -25,10 +26,15 @@ def tracking_uri(root_uri: str, configured: str | None) -> str:
     """Where to track: `configured`, else $MLFLOW_TRACKING_URI, else a SQLite file in a local root.
 
     ValueError for a root on S3 without a server: a database cannot live there, and one beside the driver would be
-    lost with it.
+    lost with it. Also for a password in the address, which is written into records, parameters and logs.
     """
     chosen = configured or os.environ.get("MLFLOW_TRACKING_URI")
     if chosen:
+        if urlsplit(chosen).password:
+            raise ValueError(
+                f"the MLflow address of {urlsplit(chosen).hostname} has a password in it, which everybody would see: give it in "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database: in PGPASSWORD or the like)"
+            )
         return chosen
     if not is_local(root_uri):
         raise ValueError(

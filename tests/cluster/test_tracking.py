@@ -37,6 +37,15 @@ def test_where_tracking_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri("s3://bucket/moca", None) == "http://other:5000"
 
 
+@pytest.mark.parametrize("address", ["http://me:hidden@mlflow:5000", "postgresql+psycopg2://me:hidden@database/mlflow"])
+def test_a_password_in_the_address_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    for configured in (address, None):
+        with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as refused:
+            tracking_uri("s3://bucket/moca", configured)
+        assert "hidden" not in str(refused.value)
+
+
 def test_a_step_lies_below_its_pipeline(tracker: Tracker) -> None:
     pipeline = tracker.start_run("pipeline")
     step = tracker.start_run("pretrain", parent=pipeline, tags={"fingerprint": "abc"})
