@@ -57,7 +57,8 @@ class Host:
         wait_until((folder / "tmp" / ".up").exists, f"host {name} is up", within_s=20)
         (inside,) = psutil.Process(self._holder.pid).children()
         self.pid = inside.pid  # of its first process, as the machine numbers it
-        self.environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": f"{temporary}/home"}
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {"PATH": programs, "LANG": "C.UTF-8", "HOME": f"{temporary}/home"}
         self.environment["TMPDIR"] = str(temporary)
 
     def start(self, command: list[str], log: Path | None = None, folder: str = "/", **added: str) -> subprocess.Popen:
