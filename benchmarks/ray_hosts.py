@@ -46,7 +46,7 @@ class User:
         self.host = host
         self._token = known.ray_token
         give_token(host, known)
-        host.environment |= {"RAY_API_SERVER_ADDRESS": DASHBOARD}
+        host.environment |= {"RAY_API_SERVER_ADDRESS": DASHBOARD, "PYTHONUNBUFFERED": "1"}  # lines as they come
 
     def submit(self, log: Path, command: list[str], *options: str) -> subprocess.Popen:
         """`ray job submit`, which prints what the job prints and ends with it."""
