@@ -32,8 +32,8 @@ model = SentenceTransformer("path/to/this/folder")
 vectors = model.encode(["a text", Image.open("page.png"), {{"image": Image.open("page.png"), "text": "a text"}}])
 ```
 
-Folders, PDFs and tables are embedded by `python pipelines/embed.py --model path/to/this/folder --out vectors.parquet INPUTS` of the project that
-made it, and searched by its `pipelines/search.py` (docs/using.md there).
+The project that made it embeds folders, PDFs and tables with it (`python pipelines/embed.py --model path/to/this/folder --out
+vectors.parquet INPUTS`), and searches them (`pipelines/search.py`; docs/using.md there).
 
 `transformers.AutoModel` and `AutoProcessor` load the same folder: render with the chat template, take the mean of `last_hidden_state`
 over all tokens, normalise. Attention is {attention}.

@@ -61,8 +61,9 @@ def state_bytes(weights: Weights, precision: Literal["fp32", "bf16"], sharing: S
     parts = {"weights": held, "optimizer": optimizer, "gradients": gradients}
     if stage:
         parts["buckets"] = 4.0 * min(trained, BUCKET_WEIGHTS)
-    if stage == 3:
+    if stage == 3:  # which also keeps its share of the gradients apart from the whole ones
         parts["gathered"] = element * min(weights.total, LIVE_WEIGHTS)
+        parts["gradients' share"] = 4 * trained * share if whole else 0.0
     return parts
 
 
@@ -109,13 +110,12 @@ def step_bytes(
     state: dict[str, float], activations: dict[str, float], weights: Weights, sharing: Sharing, micro_batches: int
 ) -> float:
     """The most that a rank holds at any moment of a step: at the last micro-batch's loss; or when gradients are exchanged, or in the
-    optimizer, whose temporaries are as large as the largest matrix. The gradients of a single micro-batch come as its activations go.
+    optimizer, whose temporaries are as large as the largest matrix. The gradients of a single micro-batch come as its activations go;
+    buckets come with the exchange, but for stage 3, which has them from the start.
     """
-    gradients, buckets = state["gradients"], state.get("buckets", 0.0)
+    gradients, buckets = state["gradients"], state.get("buckets", 0.0) if sharing.zero_stage < 3 else 0.0
     always = sum(state.values()) - gradients - buckets
-    at_the_loss = sum(activations.values())
-    if micro_batches > 1:
-        at_the_loss += gradients + (0 if sharing.adds_up else buckets)
+    at_the_loss = sum(activations.values()) + (gradients if micro_batches > 1 else 0)
     return always + max(at_the_loss, gradients + max(buckets, 4 * weights.largest))
 
 

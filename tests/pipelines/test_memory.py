@@ -64,8 +64,8 @@ def test_the_fullest_moment_of_a_step():
     at_the_loss = memory.step_bytes(state, {"text layers": 1000.0}, weights, sharing, 2)
     assert at_the_loss == 10 + 1000 + 100  # what earlier micro-batches left stands beside the last one's activations
     assert memory.step_bytes(state, {"text layers": 1000.0}, weights, sharing, 1) == 10 + 1000
-    each = replace(sharing, adds_up=False)
-    assert memory.step_bytes(state, {"text layers": 1000.0}, weights, each, 2) == 10 + 1000 + 100 + 50
+    third = replace(sharing, zero_stage=3)  # has its buckets from the start
+    assert memory.step_bytes(state, {"text layers": 1000.0}, weights, third, 2) == 10 + 1000 + 100 + 50
     assert (
         memory.step_bytes(state, {"text layers": 1.0}, weights, sharing, 2) == 10 + 100 + 4 * 100
     )  # the optimizer's turn
