@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,8 @@ def set_data_defaults() -> None:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     if RestBetweenSteps not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(RestBetweenSteps)
+    # Of `scheduling_strategy`, which the named parameters that it asks for instead lack (Ray 2.60; cluster/placement.py).
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
     logging.getLogger("ray.train").setLevel(logging.WARNING)
