@@ -1,7 +1,7 @@
-"""How sure a mean over queries is: a bootstrap interval, and a paired test of two models on the same queries.
+"""How sure a mean is: over queries a bootstrap interval, and a paired test of two models; over seeds Student's interval.
 
-Both take values by task and speak of the mean over tasks of their means over queries, as benchmarks average; a single task is a list
-of one. Queries are drawn within their task, and the tasks are given: the answer is about these tasks and other queries.
+Those over queries take values by task and speak of the mean over tasks of their means over queries, as benchmarks average; a single
+task is a list of one. Queries are drawn within their task, and the tasks are given: the answer is about these tasks and other queries.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +64,25 @@ def compare(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int 
         extreme = np.abs(_draw(flipped, differences, seed, "signs")) >= seen
         p_value = float((1 + extreme.sum()) / (1 + DRAWS))
     return Comparison(interval(differences, seed), p_value)
+
+
+def over_runs(values: Sequence[float]) -> Interval:
+    """The mean over runs that differ in their seed, with Student's interval at `CONFIDENCE`. Two runs at least."""
+    from scipy.stats import t
+
+    assert len(values) > 1, "one run says nothing of its spread"
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted so that one below a bound is as rare in the whole family as the bound says (Holm, 1979)."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def _draw(

@@ -6,6 +6,7 @@ from moca_core.spec import BackboneSpec
 from moca_core.types import Attention
 
 OBJECTIVES = {"mlm": "masked language modelling", "mae": "masked autoencoding"}
+NEXT_TOKEN = "next-token prediction"
 ATTENTION = {
     "bidirectional": "bidirectional through `text_config.is_causal = false`, which needs transformers 5.2 or newer",
     "causal": "causal: a token sees what stands before it, and nothing after",
@@ -120,6 +121,8 @@ def story(attention: dict[str, Attention], stages: dict[str, dict]) -> str:
         return f"{start} and was {tuned}. There was no continual pre-training: an ablation of MoCa (arXiv 2506.23115)."
     pretrain = stages["pretrain"]
     losses = " and ".join(words for loss, words in OBJECTIVES.items() if loss in pretrain["last"])
+    if pretrain.get("objective") == "next_token":
+        losses = NEXT_TOKEN
     return (
         f"{start}, was continually pre-trained with {pretrain['attention']} attention ({losses}) and {tuned}, "
         "after MoCa (arXiv 2506.23115)."

@@ -25,15 +25,23 @@ CLOCK = time.perf_counter()
 
 
 def run_tracked(
-    recipe: Recipe, plan: list[Planned], outcome: Outcome, tracker: tracking.Tracker, *, insist: bool = False
+    recipe: Recipe,
+    plan: list[Planned],
+    outcome: Outcome,
+    tracker: tracking.Tracker,
+    *,
+    insist: bool = False,
+    name: str | None = None,
+    study: tracking.Run | None = None,
 ) -> dict[str, Artifact]:
-    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root.
+    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root. That parent run
+    is called `name`, and is itself nested in that of a `study`.
 
     Raises NoRoom before the first step where the cluster can never hold what is asked of it, unless `insist`.
     """
     root, tracking_uri = outcome.root, outcome.tracking_uri
     versions = outcome.environment = environment()
-    parent = tracker.start_run(f"pipeline {Path(root).name}", tags={"root": root, **versions})
+    parent = tracker.start_run(name or f"pipeline {Path(root).name}", parent=study, tags={"root": root, **versions})
     parent.log_params(flatten(canonical_settings(recipe)))
     outcome.tracking_run = parent.run_id
     outcome.write()

@@ -89,7 +89,7 @@ def _row(recipe: Recipe, plan: list[Planned], workers: int) -> tuple[MicroBatch,
     packed = next((p.done for p in plan if p.step.name == "pack" and p.done), None)
     share = packed.result["image_tokens"] / packed.result["tokens"] if packed else IMAGE_SHARE
     tokens, pretrain = recipe.pack.budget_tokens, recipe.pretrain
-    words = (1 - share) * tokens * pretrain.mlm_ratio
+    words = (1 - share) * tokens * pretrain.predicted_share
     batch = MicroBatch(tokens, share * tokens, words, share * tokens * pretrain.mae_ratio)
     return batch, -(-pretrain.rows_per_step // workers)
 

@@ -26,7 +26,8 @@ class Attempt:
 
 @dataclass
 class Outcome:
-    """`changes` are the differences from the recipe `origin`. `error` is what the failed step raised."""
+    """`changes` are the differences from the recipe `origin`. `error` is what the failed step raised. `file`: its own place below the
+    root."""
 
     root: str
     recipe: str
@@ -41,6 +42,7 @@ class Outcome:
     error: str = ""
     tracking_run: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    file: str = NAME
 
     def attempt(self, step: str) -> Attempt:
         return next(attempt for attempt in self.steps if attempt.step == step)
@@ -55,7 +57,7 @@ class Outcome:
 
     def write(self) -> None:
         data = json.dumps(asdict(self), indent=2).encode()
-        storage.write_atomic(storage.join(self.root, NAME), data)
+        storage.write_atomic(storage.join(self.root, self.file), data)
 
 
 def attempts(plan: list[Planned]) -> list[Attempt]:

@@ -64,7 +64,7 @@ class BaseConfig(TrainingConfig):
 
 
 def base_step(config: BaseConfig) -> Step:
-    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=4)
+    return Step("base", run, config, needs=() if config.model else ("corpus", "clean"), code_version=5)
 
 
 def run(context: Context) -> dict:

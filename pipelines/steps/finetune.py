@@ -74,7 +74,7 @@ def finetune_step(
 ) -> Step:
     """The step that trains on from the model of the step `start`, on the pairs of the step `pairs`."""
     needs = tuple(dict.fromkeys(("base", start, pairs)))
-    return Step(name, run, config, needs, code_version=4, resumable=True)
+    return Step(name, run, config, needs, code_version=5, resumable=True)
 
 
 def run(context: Context) -> dict:

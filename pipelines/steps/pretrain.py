@@ -1,7 +1,7 @@
 """pretrain: modality-aware continual pre-training. Attention becomes bidirectional; masked text and masked patches are restored."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cluster.workers import Worker
 from moca_core.spec import BackboneSpec
@@ -9,8 +9,7 @@ from moca_core.types import Attention
 from pipelines.pictures.reconstructions import draw_development, read_moments
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import StageConfig
-from pipelines.training.plan import hold_out
-from pipelines.training.row_streams import training_over_rows
+from pipelines.training.row_streams import rows_of, training_over_rows
 from pipelines.training.stage import train_stage
 
 
@@ -22,12 +21,16 @@ class PretrainConfig(StageConfig):
     released code does. Ratio and weight of 0 switch a half off: mlm_ratio=0 with mlm_weight=0, or mae_ratio=0 with mae_weight=0;
     steps=0 leaves the whole stage out. `normalise_patches` paints every patch in units of its own contrast; `decoder_layers` are
     copied from the middle of the language tower upwards. The model that comes out declares `attention`: every reader obeys it.
+    `objective="next_token"` is a control: ordinary language modelling of the same rows, nothing masked. `data_fraction` trains on
+    so much of the rows, drawn by the seed.
     At `reconstructions` moments, from the start to the end, a few held-out rows are restored and drawn (0: never).
     """
 
     steps: int = 300
     learning_rate: float = 1e-3
     attention: Attention = "bidirectional"
+    objective: Literal["denoise", "next_token"] = "denoise"
+    data_fraction: float = 1.0
     rows_per_step: int = 2
     mlm_ratio: float = 0.4
     mae_ratio: float = 0.5
@@ -54,6 +57,13 @@ class PretrainConfig(StageConfig):
                 )
         if self.mlm_ratio == 0 and self.mae_ratio == 0:
             raise ValueError("mlm_ratio=0 and mae_ratio=0 leave nothing to learn; raise one of them")
+        if self.objective == "next_token" and (self.attention != "causal" or not self.shift or self.mae_weight):
+            raise ValueError(
+                f"objective='next_token' with attention={self.attention}, shift={self.shift}, mae_weight={self.mae_weight}: nothing may "
+                "see the token that it predicts, and no patch is masked; set attention=causal, shift=true, mae_ratio=0, mae_weight=0"
+            )
+        if not 0 < self.data_fraction <= 1:
+            raise ValueError(f"data_fraction={self.data_fraction} must be above 0 and at most 1")
         if self.rows_per_step < 1:
             raise ValueError(f"rows_per_step={self.rows_per_step} must be at least 1")
         if self.reconstructions < 0 or self.reconstructions == 1:
@@ -61,20 +71,29 @@ class PretrainConfig(StageConfig):
         if self.decoder_layers < 1:
             raise ValueError(f"decoder_layers={self.decoder_layers} must be at least 1")
 
+    @property
+    def predicted_share(self) -> float:
+        """How many of the text tokens go through the language head."""
+        return 1.0 if self.objective == "next_token" else self.mlm_ratio
+
 
 def pretrain_step(config: PretrainConfig) -> Step:
-    return Step("pretrain", run, config, needs=("base", "pack"), code_version=3, resumable=True)
+    return Step("pretrain", run, config, needs=("base", "pack"), code_version=4, resumable=True)
 
 
 def run(context: Context) -> dict:
     config: PretrainConfig = context.config
     base, packed = context.inputs["base"], context.inputs["pack"]
     context.run.log_dataset("packed", packed.uri, packed.uri.rsplit("/", 1)[-1], "pretrain")
-    kept, held_out = hold_out(packed.result["rows"], config.validation_fraction, config.rows_per_step, (config.seed,))
+    kept, held_out = rows_of(packed.result["rows"], config)
     if config.validation_fraction and not len(held_out):
         raise ValueError(
             f"pretrain.validation_fraction={config.validation_fraction} of {len(kept)} rows is less than half a step of "
             f"{config.rows_per_step}; raise it, or set 0"
+        )
+    if len(kept) < config.rows_per_step:
+        raise ValueError(
+            f"pretrain.data_fraction={config.data_fraction} leaves {len(kept)} rows, and a step takes {config.rows_per_step}; raise it"
         )
     epochs = config.steps * config.rows_per_step / len(kept)
     context.say(
@@ -95,7 +114,7 @@ def run(context: Context) -> dict:
         start_model=base.path(base.result["model"]),
         losses=[*(["mlm"] if config.mlm_weight else []), *(["mae"] if config.mae_weight else []), "total"],
     )
-    return result | draw_reconstructions(context)
+    return result | {"objective": config.objective} | draw_reconstructions(context)
 
 
 def draw_reconstructions(context: Context) -> dict[str, Any]:

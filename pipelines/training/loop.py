@@ -100,6 +100,7 @@ def train(
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
             "tokens": tokens,
+            "flops": flops,
             "tokens_per_s": tokens / elapsed,
             "tflops_per_s": flops / elapsed / engine.world_size / 1e12,
             "data_wait": data_wait_s / elapsed,

@@ -11,7 +11,7 @@ Explain = Callable[[dict[str, np.ndarray]], dict[str, float]]
 """Observations summed over some steps to named numbers."""
 
 HIDDEN = {
-    *("step", "step_s", "tokens", "tokens_seen", "tokens_per_s", "tflops_per_s", "mfu", "data_wait"),
+    *("step", "step_s", "tokens", "tokens_seen", "tokens_per_s", "flops", "tflops_per_s", "mfu", "data_wait"),
     *("learning_rate", "grad_norm"),
 }
 

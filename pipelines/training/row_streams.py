@@ -7,7 +7,8 @@ import numpy as np
 
 from cluster.workers import Worker
 from moca_core.data.codec import from_bytes, to_bytes
-from moca_core.data.masking import blank, mask
+from moca_core.data.masking import blank, mask, next_token
+from moca_core.rng import generator
 from moca_core.spec import BackboneSpec
 from pipelines.tables import read_rows, read_table
 from pipelines.training.plan import hold_out, locate, row_plan
@@ -27,7 +28,7 @@ def training_over_rows(worker: Worker, job: dict[str, Any], spec: BackboneSpec, 
     config: PretrainConfig = job["config"]
     costs = read_table(job["index"])["cost_flops"].to_numpy()
     assert len(costs) == sum(job["rows_per_file"]), f"{len(costs)} rows in the index, {job['rows_per_file']} in files"
-    kept, held_out = hold_out(len(costs), config.validation_fraction, config.rows_per_step, (config.seed,))
+    kept, held_out = rows_of(len(costs), config)
     fetch = {name: job[name] for name in ("files", "rows_per_file", "rows_per_group")}
     make = partial(make_batch, config=config, spec=spec, **fetch)
 
@@ -52,6 +53,14 @@ def training_over_rows(worker: Worker, job: dict[str, Any], spec: BackboneSpec, 
     )
 
 
+def rows_of(num_rows: int, config: "PretrainConfig") -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows held out), both sorted. A smaller `data_fraction` takes some of what a larger one takes, and holds out
+    the same."""
+    kept, held_out = hold_out(num_rows, config.validation_fraction, config.rows_per_step, (config.seed,))
+    drawn = generator(config.seed, "data").permutation(len(kept))
+    return np.sort(kept[drawn[: round(config.data_fraction * len(kept))]]), held_out
+
+
 def make_batch(
     address: dict,
     *,
@@ -67,6 +76,8 @@ def make_batch(
     file, row = locate(address["row"], rows_per_file)
     (packed,) = read_rows(files[file], [row], rows_per_group)
     epoch = address["epoch"]
+    if config.objective == "next_token":
+        return to_bytes(next_token(packed, spec))
     ratios = {"mlm_ratio": config.mlm_ratio, "mae_ratio": config.mae_ratio}
     return to_bytes(mask(packed, spec, seed=config.seed, epoch=epoch, **ratios))
 

@@ -33,8 +33,8 @@ def train_stage(
     """Trains on Ray Train workers and writes `model/` below the step's folder. `job` is what the stage's own worker reads.
 
     Returns (result, last state of the run). The result is {"model", "steps", "attention", "restarts", "consumed", "first", "last",
-    "snapshots", "tokens_seen", "time"} with the first and the last logged losses, "validation" with what is held out, and "adapter"
-    where the worker trains adapters (`lora`).
+    "snapshots", "tokens_seen", "flops", "time"} with the first and the last logged losses, "validation" with what is held out, and
+    "adapter" where the worker trains adapters (`lora`).
     """
     execution, config = context.execution, context.config
     job = job | {
@@ -119,10 +119,17 @@ def read_weights(folder: str) -> "dict[str, Tensor]":
 def draw_training(
     context: Context, history: list[dict[str, float]], losses: list[str], validation: Sequence[dict[str, float]] = ()
 ) -> dict[str, Any]:
-    """Keeps the logged rows as history.json, draws losses.png and time.png. For the result: {"tokens_seen", "time": {part: share}}."""
+    """Keeps the logged rows as history.json, draws losses.png and time.png. For the result: {"tokens_seen", "flops", "time": {part:
+    share}}."""
     rows = json.dumps({"history": history, "validation": list(validation)}).encode()
     pictures = {"losses.png": loss_curves(context.step, history, losses, validation)}
     pictures["time.png"] = time_spent(f"where the time of {context.step} went", history)
     for name, data in {"history.json": rows, **pictures}.items():
         context.keep(name, data)
-    return {"tokens_seen": history[-1]["tokens_seen"], "time": shares_of_time(history)}
+    return {"tokens_seen": history[-1]["tokens_seen"], "flops": flops_of(history), "time": shares_of_time(history)}
+
+
+def flops_of(history: list[dict[str, float]]) -> float:
+    """All FLOPs of training, as the objective counts them. A row is a mean over the steps since the one before."""
+    steps = [-1, *(row["step"] for row in history)]
+    return sum(row["flops"] * (step - before) for row, before, step in zip(history, steps, steps[1:], strict=False))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from moca_core.significance import compare, interval
+from moca_core.significance import compare, holm, interval, over_runs
 
 
 def test_the_interval_is_that_of_scipy():
@@ -72,3 +72,16 @@ def test_where_nothing_differs_a_difference_is_found_as_often_as_promised():
     rng = np.random.default_rng(0)
     found = [compare([rng.random(40)], [rng.random(40)]).p_value < 0.05 for _ in range(200)]
     assert 0.01 <= np.mean(found) <= 0.1
+
+
+def test_the_interval_over_runs_is_students():
+    values = [0.61, 0.58, 0.64]
+    theirs = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    ours = over_runs(values)
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((0.61, theirs.low, theirs.high))
+
+
+def test_p_values_of_a_family_are_adjusted_as_holm_says():
+    """The k-th smallest of n times n - k + 1, never below that of a smaller one, never above 1."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([]) == []

@@ -1,4 +1,4 @@
-"""Three ablations of docs/ablations.md in one real run: no continual pre-training, causal attention, batches of all tasks."""
+"""Three ablations of docs/studies.md in one real run: no continual pre-training, causal attention, batches of all tasks."""
 
 import json
 

@@ -1,73 +1,32 @@
-"""Every row of docs/ablations.md is what it says: the recipe loads, differs in that alone, and shares with the full run what is said.
+"""Settings that leave something out: how the steps are wired then, and what is refused.
 
-No step runs here: tests/e2e/test_ablation.py takes one to its end.
+Variants of studies are in test_study.py. No step runs here: tests/e2e/test_ablation.py takes one to its end.
 """
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from pipelines import full
 from pipelines.dag import build, left_out
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.runner.plan import make_plan
+from pipelines.recipe import load_recipe
 from pipelines.steps.finetune import FinetuneConfig, task_weights
-from pipelines.tracked import canonical_settings, flatten
+from pipelines.studies.family import AXES, FAMILIES
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
-ROW = re.compile(r"^\| (?P<name>[^|]+) \| `(?P<settings>--set [^|]+)` \| (?P<shared>`[^|]+`) \|$", re.MULTILINE)
-ROWS = {
-    row["name"]: (shlex.split(row["settings"]), re.findall(r"`(\w+)`", row["shared"])) for row in ROW.finditer(GUIDE)
-}
-
+GUIDE = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
 ALL = ["corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate", "export"]
 WITHOUT = [step for step in ALL if step not in ("pack", "pretrain")]
-EXPECTED = {  # settings that differ from the demo's, and the steps
-    "without MLM": ({"pretrain.mlm_ratio": "0.0", "pretrain.mlm_weight": "0.0"}, ALL),
-    "without MAE": ({"pretrain.mae_ratio": "0.0", "pretrain.mae_weight": "0.0"}, ALL),
-    "without continual pre-training": ({"pretrain.steps": "0"}, WITHOUT),
-    "without text pairs": ({"finetune.exclude": '["summary_to_text"]'}, ALL),
-    "without document pairs": ({"finetune.exclude": '["summary_to_page"]'}, ALL),
-    "without task-aware batches": ({"finetune.task_batches": "false"}, ALL),
-    "contrastive alone (the paper's baseline, there on MMEB's pairs)": (
-        {"pretrain.steps": "0", "finetune.attention": "causal"},
-        WITHOUT,
-    ),
-    "in both stages": ({"pretrain.attention": "causal", "finetune.attention": "causal"}, ALL),
-    "in fine-tuning": ({"finetune.attention": "causal"}, ALL),
-}
 
 
-def overrides(arguments: list[str]) -> list[str]:
-    """Of `--set a=b --set c=d`."""
-    assert arguments[::2] == ["--set"] * (len(arguments) // 2)
-    return arguments[1::2]
-
-
-def settings(recipe: Recipe) -> dict[str, str]:
-    return flatten(canonical_settings(recipe))
-
-
-def marks(recipe: Recipe, root: Path) -> dict[str, str]:
-    return {planned.step.name: planned.fingerprint for planned in make_plan(build(recipe), str(root))}
-
-
-def test_the_guide_has_all_rows():
-    assert list(ROWS) == list(EXPECTED)
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_a_row_of_the_guide_is_what_it_says(row: str, tmp_path: Path) -> None:
-    arguments, shared = ROWS[row]
-    changed, steps = EXPECTED[row]
-    full_run, ablation = load_recipe("demo", []), load_recipe("demo", overrides(arguments))
-    before, after = settings(full_run), settings(ablation)
-    assert {name: after[name] for name in after if before.get(name) != after[name]} == changed
-    assert [step.name for step in build(ablation)] == steps
-    here, there = marks(full_run, tmp_path), marks(ablation, tmp_path)
-    assert [name for name in there if here[name] == there[name]] == shared
+def test_the_guide_names_the_variants_of_both_families() -> None:
+    named = set(
+        re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in GUIDE.splitlines() if line.startswith("| `")))
+    )
+    recipe = load_recipe("demo", [])
+    assert {variant.name for variant in FAMILIES["ablation"](recipe)} <= named
+    axes = {variant.axis for variant in FAMILIES["scaling"](recipe)} - {""}
+    assert all(f"| `{axis}_*` |" in GUIDE for axis in axes) and axes == set(AXES)
 
 
 def test_the_recipe_of_the_guide_loads(tmp_path: Path) -> None:
@@ -102,7 +61,7 @@ def test_the_plan_shows_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     assert full.main(["--dry-run", "--root", str(tmp_path), "--set", "pretrain.steps=0"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[1] for line in lines if line[0] == "run"] == WITHOUT
-    assert [line for line in lines if line[0] != "run"] == [
+    assert [line for line in lines if line[0] not in ("run", "needs")] == [
         ["off", "pack", "pretrain.steps=0"],
         ["off", "pretrain", "pretrain.steps=0"],
     ]

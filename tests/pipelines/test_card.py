@@ -95,3 +95,9 @@ def test_shorter_embeddings_are_told_of(base: Artifact) -> None:
     )
     assert "The first 8, 16 dimensions, normalised again, are embeddings too." in said
     assert "--max-model-len 9000 --max-num-batched-tokens 9000" in said
+
+
+def test_a_model_that_learnt_to_predict_the_next_token_is_not_called_masked(base: Artifact) -> None:
+    control = pretrained("causal", "mlm") | {"objective": "next_token"}
+    said = card(base, {"finetune": "causal"}, base=BASE, pretrain=control)
+    assert "pre-trained with causal attention (next-token prediction)" in said and "masked" not in said

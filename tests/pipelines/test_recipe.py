@@ -113,7 +113,7 @@ def test_a_yaml_recipe_changes_the_one_it_starts_from(tmp_path):
 def test_dry_run_plans_and_runs_nothing(tmp_path, capsys):
     assert full.main(["--dry-run", "--root", str(tmp_path / "root")]) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[:2] for line in printed.splitlines()[1:]] == [
+    assert [line.split()[:2] for line in printed.splitlines()[1:] if line.split()[0] != "needs"] == [
         ["run", name]
         for name in ("corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate", "export")
     ]

@@ -1,0 +1,72 @@
+"""Running a study: its runs one after the other in one root, where a step that several have in common is there after the first."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cluster import storage, tracking
+from pipelines.recipe import named_recipe, origin
+from pipelines.runner.fingerprint import differences
+from pipelines.runner.outcome import Outcome, attempts
+from pipelines.runner.scheduler import StepFailed
+from pipelines.studies.collect import Result, result_of
+from pipelines.studies.family import Run
+from pipelines.studies.sharing import plan_of
+from pipelines.tracked import canonical_settings, cause_of, run_tracked, say
+
+
+def run_all(
+    runs: Sequence[Run],
+    *,
+    recipe: str,
+    root: str,
+    folder: str,
+    tracking_uri: str,
+    tracker: tracking.Tracker,
+    study: tracking.Run,
+    insist: bool = False,
+) -> dict[str, str]:
+    """Runs what is not finished, each in an MLflow run below the `study`'s. Returns {run: error} of those that failed.
+
+    A failure ends its own run alone; a run that has the failed step too is not tried. What became of a run is below `folder`.
+    """
+    start = origin(recipe)
+    usual = canonical_settings(named_recipe(start))
+    failures: dict[str, str] = {}
+    broken: dict[str, str] = {}  # {fingerprint of a step: its error}
+    for number, run in enumerate(runs, 1):
+        plan = plan_of(run, root)
+        if all(planned.done for planned in plan):
+            continue
+        if errors := [broken[planned.fingerprint] for planned in plan if planned.fingerprint in broken]:
+            failures[run.name] = errors[0]
+            continue
+        say("study", f"run {number} of {len(runs)}: {run.name}")
+        outcome = Outcome(
+            root=root,
+            recipe=recipe,
+            origin=start,
+            changes=differences(usual, canonical_settings(run.recipe)),
+            left_out={},
+            tracking_uri=tracking_uri,
+            steps=attempts(plan),
+            file=storage.join(folder, "runs", f"{run.name}.json"),
+        )
+        try:
+            run_tracked(run.recipe, plan, outcome, tracker, insist=insist, name=run.name, study=study)
+        except StepFailed as failure:
+            cause = cause_of(failure)
+            if not isinstance(cause, (ValueError, FileNotFoundError, FloatingPointError)):
+                traceback.print_exception(cause)
+            failures[run.name] = f"{failure}: {cause}"
+            print(f"error: {run.name}: {failures[run.name]}", file=sys.stderr)
+            broken |= {planned.fingerprint: failures[run.name] for planned in plan if planned.step.name == failure.step}
+        else:
+            result = result_of(run, plan_of(run, root))
+            tracking.attach(tracking_uri, outcome.tracking_run).log_metrics(metrics_of(result))
+    return failures
+
+
+def metrics_of(result: Result) -> dict[str, float]:
+    by_task = {f"score/{task}": score for task, score in result.by_task.items()}
+    return {"score": result.score, "tokens": result.tokens, "flops": result.flops, **by_task}

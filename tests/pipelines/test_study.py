@@ -1,0 +1,353 @@
+"""A study: what its runs share, what it makes of scores, and the whole command over steps that take no time."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+
+from pipelines import dag, study
+from pipelines.recipe import load_recipe
+from pipelines.runner.plan import make_plan
+from pipelines.studies.collect import Result
+from pipelines.studies.curves import Curve, curves_of, fit, paper_curves
+from pipelines.studies.family import FAMILIES, Run, Variant, runs_of
+from pipelines.studies.sharing import plan_of, sharing
+from pipelines.studies.table import lines_of, markdown, scores_csv
+from pipelines.tracked import canonical_settings, flatten
+
+ABLATION = {  # settings that differ from the demo's, and the steps that the variant has for itself
+    "full": ({}, {"corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate"}),
+    "no_pretraining": ({"pretrain.steps": "0"}, {"finetune", "evaluate"}),
+    "mlm_only": (
+        {"pretrain.mae_ratio": "0.0", "pretrain.mae_weight": "0.0"},
+        {"pretrain", "finetune", "evaluate"},
+    ),
+    "mae_only": (
+        {"pretrain.mlm_ratio": "0.0", "pretrain.mlm_weight": "0.0"},
+        {"pretrain", "finetune", "evaluate"},
+    ),
+    "no_text_pairs": ({"finetune.exclude": '["summary_to_text"]'}, {"finetune", "evaluate"}),
+    "no_document_pairs": ({"finetune.exclude": '["summary_to_page"]'}, {"finetune", "evaluate"}),
+    "mixed_batches": ({"finetune.task_batches": "false"}, {"finetune", "evaluate"}),
+    "unshifted_mlm": ({"pretrain.shift": "false"}, {"pretrain", "finetune", "evaluate"}),
+    "causal": (
+        {"pretrain.attention": "causal", "finetune.attention": "causal"},
+        {"pretrain", "finetune", "evaluate"},
+    ),
+    "causal_no_pretraining": ({"pretrain.steps": "0", "finetune.attention": "causal"}, {"finetune", "evaluate"}),
+    "next_token_causal": (
+        {
+            "pretrain.objective": "next_token",
+            "pretrain.attention": "causal",
+            "pretrain.mae_ratio": "0.0",
+            "pretrain.mae_weight": "0.0",
+            "finetune.attention": "causal",
+        },
+        {"pretrain", "finetune", "evaluate"},
+    ),
+    "next_token": (
+        {
+            "pretrain.objective": "next_token",
+            "pretrain.attention": "causal",
+            "pretrain.mae_ratio": "0.0",
+            "pretrain.mae_weight": "0.0",
+        },
+        {"finetune", "evaluate"},  # pre-trained for next_token_causal
+    ),
+}
+
+
+def runs(family: str, seeds: int, *changes: str) -> list[Run]:
+    return runs_of("demo", list(changes), FAMILIES[family](load_recipe("demo", list(changes))), seeds)
+
+
+def test_ablation_takes_away_what_it_says_and_shares_the_rest(tmp_path: Path) -> None:
+    family = runs("ablation", 1)
+    assert [run.variant.name for run in family] == list(ABLATION)
+    usual = flatten(canonical_settings(load_recipe("demo", ["evaluate.models=[finetune]"])))
+    met: set[str] = set()
+    for run in family:
+        changed, own = ABLATION[run.variant.name]
+        found = flatten(canonical_settings(run.recipe))
+        assert {name: value for name, value in found.items() if usual.get(name) != value} == changed
+        plan = plan_of(run, str(tmp_path))
+        assert {planned.step.name for planned in plan if planned.fingerprint not in met} == own
+        met |= {planned.fingerprint for planned in plan}
+
+
+def test_seeds_vary_training_alone_and_the_count_is_that_of_distinct_steps(tmp_path: Path) -> None:
+    family = runs("ablation", 3, "pretrain.seed=5", "finetune.seed=7")
+    assert [run.seed for run in family] == [0] * 12 + [1] * 12 + [2] * 12
+    assert {(run.recipe.pretrain.seed - 5, run.recipe.finetune.seed - 7) for run in family} == {
+        (s, s) for s in range(3)
+    }
+    counted = sharing([plan_of(run, str(tmp_path)) for run in family])
+    with_pretraining, without = 10, 2
+    assert counted.singly == 3 * (8 * with_pretraining + 6 * without)
+    own = sum(len(steps) for steps in [own for _, own in ABLATION.values()][1:])
+    assert counted.distinct == 5 + 3 * (3 + own)  # corpus, pairs, clean, base, pack serve all seeds
+    assert counted.done == 0 and counted.distinct < counted.singly / 2
+
+
+def test_scaling_holds_the_data_of_batches_and_has_at_least_four_points_of_steps(tmp_path: Path) -> None:
+    family = {run.variant.name: run.recipe for run in runs("scaling", 1)}
+    full = family["full"]
+    steps = [r.pretrain.steps for name, r in family.items() if name.startswith("steps_")]
+    assert steps == [25, 50, 100, 400] and full.pretrain.steps == 200
+    for name, recipe in family.items():
+        if name.startswith("rows_"):
+            assert recipe.pretrain.rows_per_step * recipe.pretrain.steps == 400
+        if name.startswith("pairs_"):
+            assert recipe.finetune.batch_size * recipe.finetune.steps == 32 * 380
+    wide, narrow = family["width_2"].base.tiny, family["width_0.5"].base.tiny
+    assert (wide.text_hidden, wide.text_heads, wide.vision_hidden, wide.vision_heads) == (256, 8, 192, 6)
+    assert (narrow.text_hidden, narrow.text_heads, narrow.text_kv_heads) == (64, 2, 1)
+    assert [r.pretrain.data_fraction for name, r in family.items() if name.startswith("data_")] == [0.125, 0.25, 0.5]
+    given = load_recipe("demo", [f"base.model={tmp_path}"])
+    assert not any(variant.axis == "width" for variant in FAMILIES["scaling"](given))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["finetune.snapshots=[300]"],
+            r"variant pairs_2 \(.*\): finetune: snapshots=\[300\] must be steps between 1 and",
+        ),
+        (["finetune.batch_size=4"], r"variant pairs_0.25 \(.*\): finetune: batch_size=1 must be at least 2"),
+    ],
+)
+def test_a_variant_that_is_refused_is_refused_before_any_run(
+    changes: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        runs("scaling", 1, *changes)
+    given = [word for change in changes for word in ("--set", change)]
+    assert study.main(["scaling", "--root", str(tmp_path), *given]) == 2
+    assert "error: variant pairs_" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_two_variants_of_one_recipe_are_refused() -> None:
+    with pytest.raises(ValueError, match="variant mixed_batches is the same recipe as full"):
+        runs("ablation", 1, "finetune.task_batches=false")
+
+
+def result(variant: str, seed: int, a: list[float], b: list[float], tokens: int = 10) -> Result:
+    return Result(variant, seed, {"a": np.array(a), "b": np.array(b)}, 0.1, tokens, 2.0 * tokens)
+
+
+FULL, LESS = Variant("full", "all"), Variant("less", "?", ("x.y=1",))
+
+
+def test_a_line_is_the_mean_and_the_sample_deviation_of_means_over_tasks() -> None:
+    results = [result("full", 0, [1, 0, 1, 1], [1, 0], 10), result("full", 1, [1, 1, 1, 1], [0, 0], 30)]
+    (line,) = lines_of([FULL, LESS], results)
+    assert line.scores == {0: (0.75 + 0.5) / 2, 1: 0.5} and line.by_task == {"a": 0.875, "b": 0.25}
+    assert line.mean == pytest.approx(0.5625) and line.deviation == pytest.approx(0.125 / 2**0.5)
+    assert (line.tokens, line.flops) == (20, 40) and line.difference is None and line.verdict == ""
+
+
+def test_differences_are_paired_by_seed_and_tested_over_queries() -> None:
+    """Of a seed that the whole method lacks there is none. Ten queries: every pattern of signs counts, so the p-value is exact."""
+    ones, zeros = [1.0] * 5, [0.0] * 5
+    some = [1.0, 1.0, 1.0, 1.0, 0.0]
+    results = [result("full", 0, ones, ones), result("full", 1, ones, some), result("full", 2, some, ones)]
+    results += [result("less", 0, zeros, zeros), result("less", 1, zeros, zeros), result("less", 2, zeros, zeros)]
+    results += [result("less", 3, ones, ones)]
+    full, less = lines_of([FULL, LESS], results)
+    assert less.differences == pytest.approx([-1.0, -0.9, -0.9]) and full.differences == ()
+    known = scipy.stats.ttest_1samp(less.differences, 0).confidence_interval(0.95)
+    assert (less.difference.low, less.difference.high) == pytest.approx((known.low, known.high))
+    assert less.p_value == pytest.approx(2 / 2**10) and less.verdict == "worse"
+    assert "-93.3" in markdown([full, less]) and less.scores[3] == 1.0
+
+
+def test_what_seeds_or_queries_could_explain_is_not_told_apart() -> None:
+    half, ones = [1.0, 0.0] * 4, [1.0] * 8
+    wide = [result("full", s, half, half) for s in (0, 1)]
+    wide += [result("less", 0, ones, ones), result("less", 1, [0.0] * 8, ones)]  # seeds do not agree
+    assert lines_of([FULL, LESS], wide)[1].verdict == "not told apart"
+    few = [result("full", s, [1.0], [0.0]) for s in (0, 1)] + [result("less", s, [1.0], [1.0]) for s in (0, 1)]
+    line = lines_of([FULL, LESS], few)[1]  # seeds agree to the digit, on two queries
+    assert line.difference.low > 0 and line.p_value == 1.0 and line.verdict == "not told apart"
+    assert lines_of([FULL, LESS], [few[0], few[2]])[1].verdict == ""  # one seed
+
+
+def test_every_run_and_task_is_a_line_of_the_csv() -> None:
+    rows = list(csv.DictReader(scores_csv([result("full", 0, [1, 0], [1, 1])]).decode().splitlines()))
+    assert [(row["variant"], row["task"], float(row["mean"]), row["queries"]) for row in rows] == [
+        ("full", "a", 0.5, "2"),
+        ("full", "b", 1.0, "2"),
+    ]
+
+
+def test_a_fit_finds_the_line_that_the_points_lie_on() -> None:
+    found = fit(
+        {25.0: [0.1 + 0.02 * np.log2(25)], 50.0: [0.1 + 0.02 * np.log2(50)], 200.0: [0.1 + 0.02 * np.log2(200)]}
+    )
+    assert (found.at_1, found.per_doubling.mean) == pytest.approx((0.1, 0.02))
+    assert found.per_doubling.low == pytest.approx(0.02, abs=1e-6)
+    noisy = fit({1.0: [0.0, 0.2], 2.0: [0.2, 0.4], 4.0: [0.4, 0.6]})
+    error = (
+        6 * 0.1**2 / 4 / 4
+    ) ** 0.5  # residuals of 0.1, two for the line; the places' squares about their mean are 4
+    reach = scipy.stats.t.ppf(0.975, 4) * error
+    assert noisy.per_doubling.mean == pytest.approx(0.2) and noisy.per_doubling.low == pytest.approx(0.2 - reach)
+    assert Curve("x", {1.0: [0.1], 2.0: [0.2]}).fit is None
+    assert 0.003 < paper_curves()["MoCa-3B"].fit.per_doubling.mean < 0.006
+
+
+def test_curves_run_through_the_recipe_itself() -> None:
+    family = [
+        run for run in runs("scaling", 2) if run.variant.name in ("full", "steps_0.5", "rows_2", "no_pretraining")
+    ]
+    results = [result(run.variant.name, run.seed, [run.seed], [0]) for run in family]
+    curves = curves_of(family, results)
+    assert {axis: curve.points for axis, curve in curves.items()} == {
+        "steps": {100: [0.0, 0.5], 200: [0.0, 0.5]},
+        "rows": {2: [0.0, 0.5], 4: [0.0, 0.5]},
+    }
+
+
+class Books:
+    """Stands for MLflow: runs with their parents, and what was logged."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict] = []
+
+    def start_run(self, name: str, parent: "BookRun | None" = None, tags: dict | None = None) -> "BookRun":
+        self.runs.append({"name": name, "parent": parent and parent.page["name"], "metrics": {}, "artifacts": []})
+        return BookRun(str(len(self.runs) - 1), self.runs[-1])
+
+
+class BookRun:
+    def __init__(self, run_id: str, page: dict) -> None:
+        self.run_id, self.page = run_id, page
+
+    def log_params(self, params: dict) -> None: ...
+
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        self.page["metrics"] |= metrics
+
+    def log_artifact(self, path: str) -> None:
+        assert Path(path).stat().st_size
+        self.page["artifacts"].append(Path(path).name)
+
+    def finish(self, status: str) -> None:
+        self.page["status"] = status
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Books, set[str]]:
+    """(steps that ran, MLflow's stand-in, steps that shall fail where pre-training restores no patches): every step takes no time, and
+    scores depend on whether there was pre-training."""
+    ran: list[str] = []
+    broken: set[str] = set()
+    books = Books()
+
+    def fake(context) -> dict:
+        ran.append(context.step)
+        if context.step in broken and not context.config.mae_weight:
+            raise FloatingPointError("the loss is nan")
+        if context.step in ("pretrain", "finetune"):
+            before = context.inputs.get("pretrain")
+            return {"tokens_seen": 1000, "flops": 5e6, "pretrained": before is not None, "seed": context.config.seed}
+        if context.step != "evaluate":
+            return {}
+        tuned = context.inputs["finetune"].result
+        right = 30 + 15 * tuned["pretrained"] + tuned["seed"]
+        path = Path(context.path("rankings", "finetune", "task.parquet"))
+        path.parent.mkdir(parents=True)
+        values = [1.0] * right + [0.0] * (50 - right)
+        pq.write_table(pa.table({"precision_at_1": values, "chance": [0.02] * 50}), path)
+        return {"rankings": {"finetune": {"task": "rankings/finetune/task.parquet"}}}
+
+    monkeypatch.setattr(
+        "pipelines.studies.sharing.build", lambda recipe: [replace(step, run=fake) for step in dag.build(recipe)]
+    )
+    monkeypatch.setattr("pipelines.tracked.connect", lambda cluster: None)
+    monkeypatch.setattr("pipelines.tracked.preflight", lambda *given, **named: None)
+    monkeypatch.setattr("cluster.tracking.open_tracker", lambda *given: books)
+    monkeypatch.setattr("cluster.tracking.attach", lambda uri, run_id: BookRun(run_id, books.runs[int(run_id)]))
+    return ran, books, broken
+
+
+ASKED = ["ablation", "--recipe", "demo", "--seeds", "2", "--only", "no_pretraining", "mlm_only"]
+
+
+def test_a_study_makes_what_runs_share_once_and_a_second_one_makes_nothing(
+    quick, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ran, books, _ = quick
+    assert study.main([*ASKED, "--root", str(tmp_path)]) == 0
+    once = dict.fromkeys(("corpus", "pairs", "clean", "base", "pack"), 1)
+    assert {step: ran.count(step) for step in ran} == once | {"pretrain": 4, "finetune": 6, "evaluate": 6}
+    assert "44 steps if taken singly, 21 together (48%): 0 of these are done, 21 to run" in capsys.readouterr().out
+
+    folder = tmp_path / "studies" / "ablation"
+    text = (folder / "report.md").read_text()
+    full, none, mlm = (line.split("|") for line in text.splitlines()[2:5])
+    assert [cell.strip() for cell in full[1:5]] == ["full", "2", "91.0", "1.4"]  # 45 and 46 of 50
+    assert [cell.strip() for cell in none[1:5]] == ["no_pretraining", "2", "61.0", "1.4"]
+    assert [cell.strip() for cell in none[5:8]] == ["-30.0 (-30.0 to -30.0)", "0.0002", "worse"]
+    assert mlm[7].strip() == "not told apart" and (full[8].strip(), none[8].strip()) == ("0.00", "0.00")
+    said = json.loads((folder / "study.json").read_text())
+    assert [(line["tokens"], line["flops"]) for line in said] == [(2000, 1e7), (1000, 5e6), (2000, 1e7)]
+    assert (folder / "variants.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((folder / "runs").iterdir())) == 6 and not (tmp_path / "run.json").exists()
+
+    names = [run["name"] for run in books.runs]
+    assert names[:2] == ["ablation of demo", "full-seed0"] and books.runs[1]["parent"] == "ablation of demo"
+    assert books.runs[1]["metrics"]["score"] == 0.9 and books.runs[0]["status"] == "FINISHED"
+    assert {"report.md", "variants.png", "scores.csv"} <= set(books.runs[0]["artifacts"])
+
+    ran.clear()
+    assert study.main([*ASKED, "--root", str(tmp_path)]) == 0
+    assert ran == [] and (folder / "report.md").read_text().split("By chance")[0] == text.split("By chance")[0]
+    assert study.main([*ASKED, "--seeds", "3", "--root", str(tmp_path)]) == 0
+    assert sorted(ran) == ["evaluate"] * 3 + ["finetune"] * 3 + ["pretrain"] * 2
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(
+    quick, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ran, books, broken = quick
+    broken.add("pretrain")
+    assert study.main([*ASKED, "--root", str(tmp_path)]) == 1
+    assert ran.count("pretrain") == 4 and ran.count("evaluate") == 4
+    report = (tmp_path / "studies" / "ablation" / "report.md").read_text()
+    assert "Failed: mlm_only-seed1: step pretrain failed: the loss is nan" in report and "| full" in report
+    assert books.runs[0]["status"] == "FAILED"
+    broken.clear()
+    ran.clear()
+    assert study.main([*ASKED, "--root", str(tmp_path)]) == 0 and sorted(set(ran)) == [
+        "evaluate",
+        "finetune",
+        "pretrain",
+    ]
+    assert ran.count("pretrain") == 2 and "Failed" not in (tmp_path / "studies" / "ablation" / "report.md").read_text()
+
+
+def test_the_family_is_printed_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert study.main(["scaling", "--seeds", "2", "--dry-run", "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "pretrain.rows_per_step=4 pretrain.steps=100" in printed and "where the curve of steps begins" in printed
+    assert "32 runs, 2 seed(s) of 16 variants: " in printed and not list(tmp_path.iterdir())
+    assert study.main(["ablation", "--only", "mae", "--dry-run", "--root", str(tmp_path)]) == 2
+    assert "--only mae: no such variant; there are full, no_pretraining, " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        study.main(["--help"])
+    assert ended.value.code == 0 and "ablation takes one part of the method away" in capsys.readouterr().out
+
+
+def test_a_study_of_runs_that_full_py_made_is_not_a_second_root(tmp_path: Path) -> None:
+    """What full.py leaves up to fine-tuning has the same fingerprints."""
+    mine = {p.step.name: p.fingerprint for p in make_plan(dag.build(load_recipe("demo", [])), str(tmp_path))}
+    theirs = {p.step.name: p.fingerprint for p in plan_of(runs("ablation", 1)[0], str(tmp_path))}
+    assert {name for name in theirs if theirs[name] == mine[name]} == set(theirs) - {"evaluate"}
