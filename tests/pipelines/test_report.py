@@ -323,6 +323,7 @@ def test_the_command_leaves_a_report_of_a_run_that_failed_or_was_cut_short(
     monkeypatch.setattr("pipelines.full.build", toy_steps)
     monkeypatch.setattr("pipelines.full.left_out", lambda recipe: {"mine": "mine.negatives=0"})
     monkeypatch.setattr("pipelines.tracked.connect", lambda cluster: None)
+    monkeypatch.setattr("pipelines.tracked.preflight", lambda *given, **named: None)
     root = str(tmp_path / "root")
     command = ["--root", root, "--set", "pretrain.steps=7"]
     assert full.main(command) == 1
