@@ -1,6 +1,6 @@
 """The demo as a job on a Ray cluster of five hosts, whose machines and links fail; and who may see what.
 
-    python benchmarks/cluster_drill.py [--folder FOLDER] [--phases NAME,...] [--set STAGE.KEY=VALUE]
+    python benchmarks/cluster_drill.py [--folder FOLDER] [--phases NAME,...] [--set STAGE.KEY=VALUE] [--ray NAME=VALUE]
 
 A head without CPUs, two nodes for data, two for training, an S3 server, PostgreSQL, MLflow and a laptop that submits are hosts of a
 network of their own on this machine (hosts.py: Linux, root). Every phase starts all of it anew:
@@ -134,12 +134,12 @@ def kill_driver(head: Host) -> None:
         process.kill()
 
 
-def run_phase(name: str, folder: Path, settings: list[str]) -> dict:
+def run_phase(name: str, folder: Path, settings: list[str], variables: dict[str, str]) -> dict:
     """What the phase found, kept in `folder`/NAME.json."""
     kept = folder / f"{name}.json"
     if not kept.exists():
         shutil.rmtree(folder / name, ignore_errors=True)
-        cluster = Cluster(folder / name)
+        cluster = Cluster(folder / name, variables)
         try:
             found = PHASES[name](cluster, settings, folder)
         finally:
@@ -153,16 +153,18 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to keep what is done (default: a temporary one)")
     parser.add_argument("--phases", default=",".join(PHASES), help=f"some of {', '.join(PHASES)} (default: all)")
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe; may be repeated")
+    parser.add_argument("--ray", action="append", default=[], help="NAME=VALUE in Ray's environment; may be repeated")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)  # PostgreSQL's user passes through it
     settings = [f"cluster.cpus_per_worker={WORKER_CPUS}", *options.set]
+    variables = dict(variable.split("=", 1) for variable in options.ray)
     good = True
     for name in options.phases.split(","):
         print(f"{name}:", flush=True)
-        found = run_phase(name, folder, settings)
+        found = run_phase(name, folder, settings, variables)
         good &= found["good"]
         told = {key: value for key, value in found.items() if key not in ("results", "tried", "good")}
         print(f"{'PASS' if found['good'] else 'FAIL'} {name} {json.dumps(told)}", flush=True)

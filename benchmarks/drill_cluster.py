@@ -12,10 +12,13 @@ CPUS = 4  # of a node: logical
 
 
 class Cluster:
-    """All hosts; what they leave lies in `folder`. Nodes without --labels moca.role=training are for data."""
+    """All hosts; what they leave lies in `folder`. Nodes without --labels moca.role=training are for data.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `variables` are in the environment of Ray on all of them.
+    """
+
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+        self.folder, self._variables = folder, variables
         self.known = known = Secrets()
         self.network = Network(folder / "hosts")
         shared = [self.network.add(name, private=False) for name in ("s3", "postgres", "mlflow", "laptop")]
@@ -24,6 +27,7 @@ class Cluster:
         start_postgres(self.postgres, folder / "postgres", known, self.mlflow, self.log("postgres"))
         start_mlflow(self.mlflow, folder / "mlflow", known, self.log("mlflow"))
         self.head = self.network.add("head")
+        self.head.environment |= variables
         start_ray(self.head, known, self.log("head"))
         self.user = User(self.laptop, known)
         for name in (*DATA, *TRAINING):
@@ -32,6 +36,7 @@ class Cluster:
 
     def add(self, name: str) -> Host:
         host = self.network.add(name)
+        host.environment |= self._variables
         start_ray(host, self.known, self.log(name), self.head, CPUS, training=name.startswith("train"))
         return host
 
