@@ -28,6 +28,7 @@ from pathlib import Path
 
 from drill_cluster import DATA, TRAINING, Cluster
 from hosts import Host
+from ray_hosts import DASHBOARD
 from refusals import doors, open_pages, tried
 from watched_command import STAGES
 from watched_job import Blow, Ended, results, run_job, same
@@ -46,7 +47,13 @@ def refusals(cluster: Cluster, settings: list[str], folder: Path) -> dict:
     hosts = [cluster.head, *(cluster.network.hosts[name] for name in (DATA[0], TRAINING[0]))]
     pages = open_pages(cluster.laptop, hosts)
     print("  open to everybody:", *pages)
-    return {"good": all(one.good for one in found), "tried": [vars(one) for one in found], "open pages": list(pages)}
+    front = f"{DASHBOARD}/"  # a page that asks for the token
+    closed = all(page == front or f"{page.rpartition('/')[0]}/metrics" in pages for page in pages)  # for Prometheus
+    return {
+        "good": closed and all(one.good for one in found),
+        "tried": [vars(one) for one in found],
+        "open pages": list(pages),
+    }
 
 
 def leak(cluster: Cluster, settings: list[str], folder: Path) -> dict:

@@ -20,13 +20,13 @@ _BRIDGE = "bridge0"
 _IDLE = "while :; do sleep 5; done"  # a shell, as the first process of a host has to bury its orphans
 _NAMESPACES = ("net", "mount", "uts", "pid")
 _FETCH = """
-import json, os, sys, urllib.error, urllib.request
+import http.client, json, os, sys, urllib.error, urllib.request
 try:
     with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=json.loads(os.environ["HEADERS"])), timeout=10) as answer:
         status, body = answer.status, answer.read()
 except urllib.error.HTTPError as error:
     status, body = error.code, error.read()
-except OSError:
+except (OSError, http.client.HTTPException):  # the latter: it speaks something else
     status, body = 0, b""
 print(status, body.decode(errors="replace"))
 """
@@ -91,7 +91,7 @@ class Host:
         return output
 
     def fetch(self, url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        """Status and text of what a page answers to this host; status 0 where nobody does."""
+        """Status and text of what a page answers to this host; status 0 where nobody speaks HTTP."""
         status, _, text = self.run("python", "-c", _FETCH, url, HEADERS=json.dumps(headers or {})).partition(" ")
         return int(status), text
 
