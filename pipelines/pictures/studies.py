@@ -4,13 +4,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.pictures.figure import BLUE, ORANGE, panels, png
+from pipelines.pictures.figure import BLUE, ORANGE, SERIES, panels, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from pipelines.studies.curves import Curve
+    from pipelines.studies.losses import Losses
     from pipelines.studies.table import Line
+
+STROKES = ("-", "--", ":")  # where there are more variants than colours
 
 
 def variant_bars(lines: "list[Line]", chance: float) -> bytes:
@@ -50,6 +53,27 @@ def curve_panels(title: str, curves: "dict[str, Curve]", start: float | None = N
         panel.set(title=name, xlabel=curve.label)
         _plain(panel, "y")
     figure.suptitle(title)
+    return png(figure)
+
+
+def loss_panels(losses: "Losses") -> bytes:
+    """PNG: a panel for each loss, a line for each run over the tokens seen, the runs of a variant alike."""
+    from matplotlib.ticker import EngFormatter
+
+    figure, places = panels(len(losses), 1, width=8, height=3.2 * len(losses))
+    names = list(dict.fromkeys(name for variants in losses.values() for name in variants))
+    drawn = {}
+    for panel, (title, variants) in zip(places[:, 0], losses.items(), strict=True):
+        for name, runs in variants.items():
+            look = names.index(name)
+            style = {"color": SERIES[look % len(SERIES)], "linestyle": STROKES[look // len(SERIES) % len(STROKES)]}
+            for curve in runs:
+                (drawn[name],) = panel.plot(*zip(*curve, strict=True), linewidth=1.2, **style)
+        panel.set(title=title, xlabel="tokens seen")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", frameon=False, fontsize=8)
     return png(figure)
 
 

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster import storage, tracking
-from pipelines.pictures.studies import curve_panels, variant_bars
+from pipelines.pictures.studies import curve_panels, loss_panels, variant_bars
 from pipelines.studies.collect import Result, result_of
 from pipelines.studies.curves import curves_of, fits_markdown, paper_curves
 from pipelines.studies.family import Run
+from pipelines.studies.losses import losses_of
 from pipelines.studies.sharing import plan_of, seconds, sharing
 from pipelines.studies.table import lines_of, markdown, scores_csv
 
@@ -27,6 +28,8 @@ def write_report(runs: Sequence[Run], failures: dict[str, str], root: str, folde
         f"{singly_s:.0f} s.\n"
     )
     files, text = scores(runs, results) if results else ({}, "No run is finished.\n")
+    if losses := losses_of(runs, plans):
+        files["losses.png"] = loss_panels(losses)
     text += "\n" + count + "".join(f"\nFailed: {name}: {error}\n" for name, error in failures.items())
     files["report.md"] = text.encode()
     with tempfile.TemporaryDirectory() as local:

@@ -63,7 +63,9 @@ def run_all(
             broken |= {planned.fingerprint: failures[run.name] for planned in plan if planned.step.name == failure.step}
         else:
             result = result_of(run, plan_of(run, root))
-            tracking.attach(tracking_uri, outcome.tracking_run).log_metrics(metrics_of(result))
+            tracked = tracking.attach(tracking_uri, outcome.tracking_run)
+            tracked.log_metrics(metrics_of(result))
+            tracked.flush()
     return failures
 
 

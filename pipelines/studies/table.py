@@ -95,7 +95,7 @@ def markdown(lines: Sequence[Line]) -> str:
         difference = f"{points(seen.mean, '+')} ({points(seen.low, '+')} to {points(seen.high, '+')})" if seen else ""
         p_value = "" if line.p_value is None else f"{line.p_value:.4f}"
         spread = [str(len(line.scores)), points(line.mean), points(line.deviation), difference, p_value, line.verdict]
-        rows.append([line.variant.name, *spread, f"{line.tokens / 1e6:.2f}", f"{line.flops / 1e12:.2f}"])
+        rows.append([line.variant.name, *spread, f"{line.tokens / 1e6:.3g}", f"{line.flops / 1e12:.3g}"])
     head = [
         "variant",
         "seeds",

@@ -17,6 +17,7 @@ from pipelines.runner.plan import make_plan
 from pipelines.studies.collect import Result
 from pipelines.studies.curves import Curve, curves_of, fit, paper_curves
 from pipelines.studies.family import FAMILIES, Run, Variant, runs_of
+from pipelines.studies.losses import losses_of
 from pipelines.studies.sharing import plan_of, sharing
 from pipelines.studies.table import lines_of, markdown, scores_csv
 from pipelines.tracked import canonical_settings, flatten
@@ -243,6 +244,16 @@ class BookRun:
         self.page["status"] = status
 
 
+class Attached(BookRun):
+    """Keeps metrics to itself until they are flushed, as a run that was attached to does."""
+
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        self.kept = metrics
+
+    def flush(self) -> None:
+        super().log_metrics(self.kept)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Books, set[str]]:
     """(steps that ran, MLflow's stand-in, steps that shall fail where pre-training restores no patches): every step takes no time, and
@@ -256,8 +267,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Books, set[str]]:
         if context.step in broken and not context.config.mae_weight:
             raise FloatingPointError("the loss is nan")
         if context.step in ("pretrain", "finetune"):
-            before = context.inputs.get("pretrain")
-            return {"tokens_seen": 1000, "flops": 5e6, "pretrained": before is not None, "seed": context.config.seed}
+            rows = [{"tokens_seen": 500 * (n + 1), "mlm": 4.0 - n, "contrastive": 2.0 - n} for n in (0, 1)]
+            held = [{"tokens_seen": 1000, "validation/mlm": 3.5}] if context.step == "pretrain" else []
+            context.keep("history.json", json.dumps({"history": rows, "validation": held}).encode())
+            last = {"mlm": 3.0, "total": 3.0} if context.step == "pretrain" else {"contrastive": 1.0, "accuracy": 0.5}
+            before = "pretrain" in context.inputs
+            return {"tokens_seen": 1000, "flops": 5e6, "last": last, "pretrained": before, "seed": context.config.seed}
         if context.step != "evaluate":
             return {}
         tuned = context.inputs["finetune"].result
@@ -274,7 +289,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Books, set[str]]:
     monkeypatch.setattr("pipelines.tracked.connect", lambda cluster: None)
     monkeypatch.setattr("pipelines.tracked.preflight", lambda *given, **named: None)
     monkeypatch.setattr("cluster.tracking.open_tracker", lambda *given: books)
-    monkeypatch.setattr("cluster.tracking.attach", lambda uri, run_id: BookRun(run_id, books.runs[int(run_id)]))
+    monkeypatch.setattr("cluster.tracking.attach", lambda uri, run_id: Attached(run_id, books.runs[int(run_id)]))
     return ran, books, broken
 
 
@@ -296,7 +311,7 @@ def test_a_study_makes_what_runs_share_once_and_a_second_one_makes_nothing(
     assert [cell.strip() for cell in full[1:5]] == ["full", "2", "91.0", "1.4"]  # 45 and 46 of 50
     assert [cell.strip() for cell in none[1:5]] == ["no_pretraining", "2", "61.0", "1.4"]
     assert [cell.strip() for cell in none[5:8]] == ["-30.0 (-30.0 to -30.0)", "0.0002", "worse"]
-    assert mlm[7].strip() == "not told apart" and (full[8].strip(), none[8].strip()) == ("0.00", "0.00")
+    assert mlm[7].strip() == "not told apart" and (full[8].strip(), none[9].strip()) == ("0.002", "5e-06")
     said = json.loads((folder / "study.json").read_text())
     assert [(line["tokens"], line["flops"]) for line in said] == [(2000, 1e7), (1000, 5e6), (2000, 1e7)]
     assert (folder / "variants.png").read_bytes().startswith(b"\x89PNG")
@@ -305,7 +320,12 @@ def test_a_study_makes_what_runs_share_once_and_a_second_one_makes_nothing(
     names = [run["name"] for run in books.runs]
     assert names[:2] == ["ablation of demo", "full-seed0"] and books.runs[1]["parent"] == "ablation of demo"
     assert books.runs[1]["metrics"]["score"] == 0.9 and books.runs[0]["status"] == "FINISHED"
-    assert {"report.md", "variants.png", "scores.csv"} <= set(books.runs[0]["artifacts"])
+    assert {"report.md", "variants.png", "scores.csv", "losses.png"} <= set(books.runs[0]["artifacts"])
+    family = runs("ablation", 2)
+    losses = losses_of(family, {run.name: plan_of(run, str(tmp_path)) for run in family})
+    assert list(losses) == ["pretrain: mlm, held out", "finetune: contrastive"]
+    assert losses["pretrain: mlm, held out"] == dict.fromkeys(("full", "mlm_only"), [[(1000, 3.5)]] * 2)
+    assert losses["finetune: contrastive"]["no_pretraining"] == [[(500, 2.0), (1000, 1.0)]] * 2
 
     ran.clear()
     assert study.main([*ASKED, "--root", str(tmp_path)]) == 0
