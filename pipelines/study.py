@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             tracking_uri=uri,
             tracker=tracker,
             study=study,
+            at_once=options.at_once,
             insist=options.insist,
         )
         folder = storage.join(root, folder)
@@ -86,6 +87,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="STAGE.KEY=VALUE",
         help="a setting of all variants; may be repeated",
     )
+    add("--at-once", type=int, default=1, help="runs side by side; the cluster must have room for as many (default: 1)")
     add("--only", nargs="+", default=[], metavar="VARIANT", help=f"some of the variants, and {REFERENCE}")
     add("--dry-run", action="store_true", help="print the variants and what would run, and run nothing")
     add(
@@ -95,8 +97,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--root", help="folder or s3:// URI for everything that comes out (default: $MOCA_ROOT, or runs/RECIPE)")
     options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds {options.seeds} must be at least 1")
+    for name in ("seeds", "at_once"):
+        if (value := getattr(options, name)) < 1:
+            parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
     return options
 
 

@@ -33,9 +33,11 @@ def run_tracked(
     insist: bool = False,
     name: str | None = None,
     study: tracking.Run | None = None,
+    at_once: int = 1,
 ) -> dict[str, Artifact]:
     """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root. That parent run
-    is called `name`, and is itself nested in that of a `study`.
+    is called `name`, and is itself nested in that of a `study`, which runs so many
+    plans `at_once`.
 
     Raises NoRoom before the first step where the cluster can never hold what is asked of it, unless `insist`.
     """
@@ -50,17 +52,18 @@ def run_tracked(
     open_runs: list[tracking.Run] = [parent]
 
     def execute(planned: Planned, inputs: dict[str, Artifact]) -> tuple[dict, str]:
-        name = planned.step.name
-        run = tracker.start_run(name, parent=parent, tags={"fingerprint": planned.fingerprint, "why": planned.why})
+        step = planned.step.name
+        label = f"{name} {step}" if study else step
+        run = tracker.start_run(step, parent=parent, tags={"fingerprint": planned.fingerprint, "why": planned.why})
         open_runs.append(run)
         run.log_params(flatten(planned.payload["config"]))
-        attempt = outcome.attempt(name)
+        attempt = outcome.attempt(step)
         attempt.status, attempt.started, attempt.tracking_run = "running", now(), run.run_id
         outcome.write()
-        say(name, f"started ({planned.why})")
+        say(label, f"started ({planned.why})")
         started, status = time.perf_counter(), "FAILED"
         context = Context(
-            step=name,
+            step=step,
             config=planned.step.config,
             inputs=inputs,
             uri=planned.uri,
@@ -68,7 +71,7 @@ def run_tracked(
             execution=execution,
             run=run,
             tracking_uri=tracking_uri,
-            say=lambda message: say(name, message),
+            say=lambda message: say(label, message),
         )
         try:
             result = planned.step.run(context)
@@ -78,7 +81,7 @@ def run_tracked(
             run.finish(status)
             attempt.status, attempt.ended = "done" if status == "FINISHED" else "failed", now()
             outcome.write()
-            say(name, f"{'done' if status == 'FINISHED' else 'FAILED'} after {time.perf_counter() - started:.0f} s")
+            say(label, f"{'done' if status == 'FINISHED' else 'FAILED'} after {time.perf_counter() - started:.0f} s")
         return result, run.run_id
 
     status = "FAILED"
@@ -88,8 +91,11 @@ def run_tracked(
                 log_skipped(tracker, parent, planned)
         if not all(planned.done for planned in plan):
             connect(recipe.cluster)
-            preflight(recipe, plan, partial(say, "preflight"), insist=insist)
+            preflight(recipe, plan, partial(say, "preflight"), insist=insist, at_once=at_once)
         artifacts = run_plan(plan, execute, versions)
+        for attempt in outcome.steps:
+            if attempt.status == "waiting":
+                attempt.status, attempt.why = "skipped", "made meanwhile by another run"
         status = "FINISHED"
     except StepFailed as failure:
         outcome.error = str(cause_of(failure))

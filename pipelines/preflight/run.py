@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from cluster.machines import machines, most_of_autoscaler
 from cluster.session import on_a_cluster
@@ -18,11 +19,18 @@ class NoRoom(ValueError):
     """The cluster can never run what is asked of it."""
 
 
-def preflight(recipe: Recipe, plan: list[Planned], say: Callable[[str], None], *, insist: bool = False) -> None:
-    """Says what the steps that are to run need and what there is. Raises NoRoom with the arithmetic if that can never be enough, unless
-    `insist`. What cannot be known yet is said, and passes."""
+def preflight(
+    recipe: Recipe, plan: list[Planned], say: Callable[[str], None], *, insist: bool = False, at_once: int = 1
+) -> None:
+    """Says what the steps that are to run need and what there is; of training, what `at_once` such plans need. Raises NoRoom with
+    the arithmetic if that can never be enough, unless `insist`. What cannot be known yet is said, and passes."""
     model = _model(recipe, plan, say)
-    wanted = demands(recipe, plan, model)
+    wanted = [
+        replace(demand, workers=at_once * demand.workers, fewest=at_once * demand.fewest)
+        if demand.step in TRAINING
+        else demand  # what else there is takes turns
+        for demand in demands(recipe, plan, model)
+    ]
     findings = _waited_for(wanted, recipe.cluster.worker_start_timeout_s)
     for finding in findings:
         if finding.step in TRAINING or not finding.met:

@@ -1,5 +1,6 @@
 """Running a plan: every step as soon as what it needs is there, independent branches side by side."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -9,6 +10,9 @@ from cluster import storage
 from pipelines.runner import record
 from pipelines.runner.plan import Planned
 from pipelines.runner.record import Artifact, Record
+
+# By URI: of plans that run side by side in this process, one makes what they share.
+_making: dict[str, threading.Lock] = {}
 
 
 class StepFailed(RuntimeError):
@@ -60,21 +64,24 @@ def run_plan(
 
 
 def _run_step(planned: Planned, inputs, execute, environment) -> Artifact:
-    if not planned.step.resumable:
-        storage.delete(planned.uri)  # half of an interrupted attempt
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    result, tracking_run = execute(planned, inputs)
-    record.write(
-        planned.uri,
-        Record(
-            step=planned.step.name,
-            fingerprint=planned.fingerprint,
-            payload=planned.payload,
-            result=result,
-            started=started,
-            duration_s=round(time.perf_counter() - clock, 3),
-            environment=environment,
-            tracking_run=tracking_run,
-        ),
-    )
-    return Artifact(planned.uri, result)
+    with _making.setdefault(planned.uri, threading.Lock()):
+        if done := record.read(planned.uri):  # made since this was planned
+            return Artifact(planned.uri, done.result)
+        if not planned.step.resumable:
+            storage.delete(planned.uri)  # half of an interrupted attempt
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        result, tracking_run = execute(planned, inputs)
+        record.write(
+            planned.uri,
+            Record(
+                step=planned.step.name,
+                fingerprint=planned.fingerprint,
+                payload=planned.payload,
+                result=result,
+                started=started,
+                duration_s=round(time.perf_counter() - clock, 3),
+                environment=environment,
+                tracking_run=tracking_run,
+            ),
+        )
+        return Artifact(planned.uri, result)

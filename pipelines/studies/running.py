@@ -1,10 +1,12 @@
-"""Running a study: its runs one after the other in one root, where a step that several have in common is there after the first."""
+"""Running a study: its runs in one root, where a step that several have in common is made by the first of them."""
 
 import sys
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from cluster import storage, tracking
+from cluster.workers import connect
 from pipelines.recipe import named_recipe, origin
 from pipelines.runner.fingerprint import differences
 from pipelines.runner.outcome import Outcome, attempts
@@ -24,23 +26,26 @@ def run_all(
     tracking_uri: str,
     tracker: tracking.Tracker,
     study: tracking.Run,
+    at_once: int = 1,
     insist: bool = False,
 ) -> dict[str, str]:
-    """Runs what is not finished, each in an MLflow run below the `study`'s. Returns {run: error} of those that failed.
+    """Runs what is not finished, each in an MLflow run below the `study`'s, so many of them `at_once`. Returns {run: error} of those that
+    failed.
 
-    A failure ends its own run alone; a run that has the failed step too is not tried. What became of a run is below `folder`.
+    A failure ends its own run alone; a run that has the failed step too is not started. What became of a run is below `folder`.
     """
     start = origin(recipe)
     usual = canonical_settings(named_recipe(start))
     failures: dict[str, str] = {}
     broken: dict[str, str] = {}  # {fingerprint of a step: its error}
-    for number, run in enumerate(runs, 1):
+
+    def finish(number: int, run: Run) -> None:
         plan = plan_of(run, root)
         if all(planned.done for planned in plan):
-            continue
+            return
         if errors := [broken[planned.fingerprint] for planned in plan if planned.fingerprint in broken]:
             failures[run.name] = errors[0]
-            continue
+            return
         say("study", f"run {number} of {len(runs)}: {run.name}")
         outcome = Outcome(
             root=root,
@@ -52,20 +57,32 @@ def run_all(
             steps=attempts(plan),
             file=storage.join(folder, "runs", f"{run.name}.json"),
         )
+        named = {"name": run.name, "study": study, "at_once": at_once, "insist": insist}
         try:
-            run_tracked(run.recipe, plan, outcome, tracker, insist=insist, name=run.name, study=study)
+            run_tracked(run.recipe, plan, outcome, tracker, **named)
         except StepFailed as failure:
             cause = cause_of(failure)
             if not isinstance(cause, (ValueError, FileNotFoundError, FloatingPointError)):
                 traceback.print_exception(cause)
             failures[run.name] = f"{failure}: {cause}"
             print(f"error: {run.name}: {failures[run.name]}", file=sys.stderr)
-            broken |= {planned.fingerprint: failures[run.name] for planned in plan if planned.step.name == failure.step}
+            broken.update({p.fingerprint: failures[run.name] for p in plan if p.step.name == failure.step})
         else:
             result = result_of(run, plan_of(run, root))
             tracked = tracking.attach(tracking_uri, outcome.tracking_run)
             tracked.log_metrics(metrics_of(result))
             tracked.flush()
+
+    if at_once == 1:  # in this thread, where an interrupt is heard
+        for number, run in enumerate(runs, 1):
+            finish(number, run)
+        return failures
+    connect(runs[0].recipe.cluster)
+    pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="run")
+    try:
+        list(pool.map(finish, range(1, len(runs) + 1), runs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt must not wait for a training run
     return failures
 
 

@@ -12,6 +12,7 @@ from pipelines.memory import Weights
 from pipelines.preflight.check import check, giga
 from pipelines.preflight.demand import Demand, demands
 from pipelines.preflight.model import Model, model_of
+from pipelines.preflight.run import NoRoom, preflight
 from pipelines.recipe import load_recipe
 from pipelines.runner.plan import Planned, make_plan
 from pipelines.runner.step import Step
@@ -138,3 +139,17 @@ def test_the_smallest_gpu_of_a_machine_counts(tmp_path: Path, monkeypatch: pytes
     assert _smallest_gpu() == ("NVIDIA A100, 80GB", 81920.0)
     monkeypatch.setenv("PATH", "/nowhere")
     assert _smallest_gpu() == ("", 0.0)
+
+
+def test_plans_side_by_side_need_room_for_the_training_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers of half a CPU each, on two CPUs: two plans fit, three do not. Steps that take turns ask for no more."""
+    small = Machine("10.0.0.4", 2, 0, False, 8e9, 1e9, 40e9)
+    monkeypatch.setattr("pipelines.preflight.run.machines", lambda: [small])
+    monkeypatch.setattr("pipelines.preflight.run.most_of_autoscaler", lambda: None)
+    recipe = load_recipe("demo", ["cluster.worker_start_timeout_s=0.01"])
+    plan, said = make_plan(build(recipe), str(tmp_path)), []
+    preflight(recipe, plan, said.append, at_once=2)
+    assert any("4 worker(s) of 0.5 CPU; 2 CPU, 0 GPU on 1 machine(s): room for 4" in line for line in said)
+    with pytest.raises(NoRoom, match=r"NO\s+pretrain\s+6 worker\(s\) of 0.5 CPU; .* room for 4") as refused:
+        preflight(recipe, plan, said.append, at_once=3)
+    assert "corpus" not in str(refused.value) and "evaluate" not in str(refused.value)

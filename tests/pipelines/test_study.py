@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import pytest
 import scipy.stats
 
 from pipelines import dag, study
-from pipelines.recipe import load_recipe
+from pipelines.recipe import Recipe, load_recipe
 from pipelines.runner.plan import make_plan
+from pipelines.runner.step import Context, Step
+from pipelines.studies import sharing as studied
 from pipelines.studies.collect import Result
 from pipelines.studies.curves import Curve, curves_of, fit, paper_curves
 from pipelines.studies.family import FAMILIES, Run, Variant, runs_of
@@ -352,6 +356,39 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
         "pretrain",
     ]
     assert ran.count("pretrain") == 2 and "Failed" not in (tmp_path / "studies" / "ablation" / "report.md").read_text()
+
+
+def test_of_runs_side_by_side_one_makes_what_they_share(quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs meet in fine-tuning; two of them had to wait for the corpus and the base model that the third one made."""
+    ran, _, _ = quick
+    meet = threading.Barrier(3, timeout=20)  # breaks unless three runs are inside at the same time
+    asked: list[int] = []
+    monkeypatch.setattr("pipelines.studies.running.connect", lambda cluster: None)
+    monkeypatch.setattr("pipelines.tracked.preflight", lambda *given, at_once, **named: asked.append(at_once))
+
+    def slowly(recipe: Recipe) -> list[Step]:
+        def finetune(context: Context) -> dict:
+            meet.wait()
+            return ready["finetune"].run(context)
+
+        def base(context: Context) -> dict:
+            time.sleep(0.3)
+            return ready["base"].run(context)
+
+        ready = {step.name: step for step in built(recipe)}
+        changed = {"finetune": finetune, "base": base}
+        return [replace(step, run=changed.get(name, step.run)) for name, step in ready.items()]
+
+    built = studied.build
+    monkeypatch.setattr(studied, "build", slowly)
+    arguments = [word if word != "2" else "1" for word in ASKED]
+    assert study.main([*arguments, "--at-once", "3", "--root", str(tmp_path)]) == 0
+    once = dict.fromkeys(("corpus", "pairs", "clean", "base", "pack"), 1)
+    assert {step: ran.count(step) for step in ran} == once | {"pretrain": 2, "finetune": 3, "evaluate": 3}
+    assert asked == [3, 3, 3]
+    outcomes = [json.loads(file.read_text()) for file in (tmp_path / "studies" / "ablation" / "runs").iterdir()]
+    corpus = [(a["status"], a["why"]) for o in outcomes for a in o["steps"] if a["step"] == "base"]
+    assert sorted(corpus) == [("done", "never ran here")] + [("skipped", "made meanwhile by another run")] * 2
 
 
 def test_the_family_is_printed_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
