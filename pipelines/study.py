@@ -15,8 +15,8 @@ from pathlib import Path
 from cluster import storage, tracking
 from pipelines.full import resolve_root
 from pipelines.preflight.run import NoRoom
-from pipelines.recipe import RECIPES, load_recipe
-from pipelines.studies.family import FAMILIES, REFERENCE, Run, Variant, runs_of
+from pipelines.recipe import RECIPES, Recipe, load_recipe
+from pipelines.studies.family import FAMILIES, REFERENCE, Run, Variant, runs_of, without_pairs
 from pipelines.studies.report import write_report
 from pipelines.studies.running import run_all
 from pipelines.studies.sharing import plan_of, sharing
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         root = resolve_root(options.root, options.recipe)
         recipe = load_recipe(options.recipe, options.set)
-        variants = chosen(FAMILIES[options.family](recipe), options.only)
+        variants = chosen([*FAMILIES[options.family](recipe), *given(options.without, recipe)], options.only)
         runs = runs_of(options.recipe, options.set, variants, options.seeds)
         print_family(runs, root)
         if options.dry_run:
@@ -89,6 +89,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--at-once", type=int, default=1, help="runs side by side; the cluster must have room for as many (default: 1)")
     add("--only", nargs="+", default=[], metavar="VARIANT", help=f"some of the variants, and {REFERENCE}")
+    add(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN,...",
+        help="one more variant, whose fine-tuning leaves out the tasks that match; may be repeated",
+    )
     add("--dry-run", action="store_true", help="print the variants and what would run, and run nothing")
     add(
         "--insist",
@@ -101,6 +108,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if (value := getattr(options, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
     return options
+
+
+def given(pairs: list[str], recipe: Recipe) -> list[Variant]:
+    """The variants that --without asks for."""
+    variants = []
+    for asked in pairs:
+        name, separator, patterns = asked.partition("=")
+        if not name or not separator or not all(patterns.split(",")):
+            raise ValueError(
+                f"--without {asked!r}: NAME=PATTERN,... is expected, such as documents=visrag_*,tevatron_colpali"
+            )
+        variants.append(without_pairs(recipe, name, *patterns.split(",")))
+    return variants
 
 
 def chosen(variants: list[Variant], names: list[str]) -> list[Variant]:

@@ -25,16 +25,16 @@ CAUSAL = "finetune.attention=causal"
 
 def ablation(recipe: Recipe) -> list[Variant]:
     """Table 3 of the paper, then its controls. The first is what the others are compared with."""
-    without = {}
+    tasks = {}
     if any(source.layout == "builtin" for source in recipe.pairs.train):
-        without = {"no_text_pairs": "summary_to_text", "no_document_pairs": "summary_to_page"}
+        tasks = {"text_pairs": "summary_to_text", "document_pairs": "summary_to_page"}
     shift = recipe.pretrain.shift
     return [
         Variant(REFERENCE, "the whole method"),
         Variant("no_pretraining", "is continual pre-training worth its cost?", ("pretrain.steps=0",)),
         Variant("mlm_only", "is restoring patches worth it?", NO_MAE),
         Variant("mae_only", "is restoring words worth it?", ("pretrain.mlm_ratio=0", "pretrain.mlm_weight=0")),
-        *(Variant(name, "are these pairs worth it?", (excluded(recipe, task),)) for name, task in without.items()),
+        *(without_pairs(recipe, name, task) for name, task in tasks.items()),
         Variant("mixed_batches", "are batches of one task worth it?", ("finetune.task_batches=false",)),
         Variant(
             "unshifted_mlm" if shift else "shifted_mlm",
@@ -48,8 +48,10 @@ def ablation(recipe: Recipe) -> list[Variant]:
     ]
 
 
-def excluded(recipe: Recipe, *patterns: str) -> str:
-    return f"finetune.exclude={[*recipe.finetune.exclude, *patterns]}"
+def without_pairs(recipe: Recipe, name: str, *patterns: str) -> Variant:
+    """The tasks that the patterns match are left out of fine-tuning; `name` says what they have in common."""
+    excluded = f"finetune.exclude={[*recipe.finetune.exclude, *patterns]}"
+    return Variant(f"no_{name}", "are these pairs worth it?", (excluded,))
 
 
 def scaling(recipe: Recipe) -> list[Variant]:

@@ -408,3 +408,14 @@ def test_a_study_of_runs_that_full_py_made_is_not_a_second_root(tmp_path: Path) 
     mine = {p.step.name: p.fingerprint for p in make_plan(dag.build(load_recipe("demo", [])), str(tmp_path))}
     theirs = {p.step.name: p.fingerprint for p in plan_of(runs("ablation", 1)[0], str(tmp_path))}
     assert {name for name in theirs if theirs[name] == mine[name]} == set(theirs) - {"evaluate"}
+
+
+def test_pairs_of_ones_own_are_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked = ["ablation", "--dry-run", "--root", str(tmp_path), "--set", "finetune.exclude=[digit_to_name]"]
+    assert study.main([*asked, "--without", "plots=text_*,plot?", "--only", "no_plots"]) == 0
+    printed = capsys.readouterr().out
+    assert "no_plots" in printed and "finetune.exclude=['digit_to_name', 'text_*', 'plot?']" in printed
+    assert "6 runs, 3 seed(s) of 2 variants" in printed
+    for wrong in ("plots", "=text_*", "plots=", "plots=a,,b"):
+        assert study.main([*asked, "--without", wrong]) == 2
+        assert f"--without {wrong!r}: NAME=PATTERN,... is expected" in capsys.readouterr().err
