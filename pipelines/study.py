@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     status = "FAILED"
     try:
         failures = run_all(
-            runs,
+            [] if options.report else runs,
             recipe=options.recipe,
             root=root,
             folder=folder,
@@ -97,6 +97,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="one more variant, whose fine-tuning leaves out the tasks that match; may be repeated",
     )
     add("--dry-run", action="store_true", help="print the variants and what would run, and run nothing")
+    add("--report", action="store_true", help="run nothing, and report what is finished")
     add(
         "--insist",
         action="store_true",

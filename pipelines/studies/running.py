@@ -77,7 +77,8 @@ def run_all(
         for number, run in enumerate(runs, 1):
             finish(number, run)
         return failures
-    connect(runs[0].recipe.cluster)
+    if runs:
+        connect(runs[0].recipe.cluster)
     pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="run")
     try:
         list(pool.map(finish, range(1, len(runs) + 1), runs))

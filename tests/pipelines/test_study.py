@@ -350,6 +350,10 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert books.runs[0]["status"] == "FAILED"
     broken.clear()
     ran.clear()
+    (tmp_path / "studies" / "ablation" / "report.md").unlink()
+    assert study.main([*ASKED, "--report", "--root", str(tmp_path)]) == 0 and ran == []
+    report = (tmp_path / "studies" / "ablation" / "report.md").read_text()
+    assert "| full" in report and "| mlm_only" not in report
     assert study.main([*ASKED, "--root", str(tmp_path)]) == 0 and sorted(set(ran)) == [
         "evaluate",
         "finetune",
