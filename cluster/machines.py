@@ -37,7 +37,7 @@ def machines() -> list[Machine]:
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
     if not on_a_cluster():
         return [_machine(node, look(node["Resources"].get("GPU", 0) > 0)) for node in nodes]
-    asking = ray.remote(look).options(num_cpus=0, max_retries=3)
+    asking = ray.remote(num_cpus=0, max_retries=3)(look)
     answers = [
         asking.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote(node["Resources"].get("GPU", 0) > 0)
         for node in nodes

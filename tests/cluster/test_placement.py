@@ -16,6 +16,7 @@ PROGRAM = """
 import json, sys, time
 import ray
 from cluster.batch import Pool, run_units
+from cluster.machines import machines, most_of_autoscaler
 from cluster.workers import ClusterConfig, connect, run_tasks, run_workers
 
 folder, kind = sys.argv[1:]
@@ -34,10 +35,13 @@ def worker(worker, config):
     return here()
 
 connect(ClusterConfig())
+seen = {m.address: [m.cpus, m.gpus, m.training, m.scratch_bytes > 0, m.memory_bytes > 0] for m in machines()}
 ips = lambda found: sorted({row["ip"] for row in found})
 say = lambda line: None
 if kind == "spread":
     found = {
+        "machines": seen,
+        "autoscaler": most_of_autoscaler(),
         "units": ips(run_units(unit, 4, state_uri=f"{folder}/units", say=say)),
         "tasks": sorted(set(run_tasks(here, [(n,) for n in range(3)], cpus=0.5, gpus=0))),
         "embedding": ips(run_units(make, 4, state_uri=f"{folder}/pool", say=say, pool=Pool(1, 1, 0))),
@@ -80,6 +84,12 @@ def found(machines: Machines, folder: Path, kind: str) -> dict:
 
 def test_machines_for_training_are_left_to_it(machines: Machines, tmp_path: Path) -> None:
     where = found(machines, tmp_path, "spread")
+    assert where.pop("machines") == {
+        DATA: [4, 0, False, True, True],
+        TRAINING: [2, 0, True, True, True],
+        GPU: [4, 1, False, True, True],
+    }
+    assert where.pop("autoscaler") is None
     assert where == {"units": [DATA], "tasks": [DATA], "embedding": [TRAINING], "embedding on GPUs": [GPU]}
 
 
