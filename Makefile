@@ -12,7 +12,7 @@ run: .venv/installed
 	$(BIN)/python pipelines/full.py --recipe $(RECIPE) --root $(ROOT) $(ARGS)
 
 test: .venv/installed .venv-checkov/installed
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 $(ARGS)
 
 test-all: .venv/installed .venv-checkov/installed
 	$(BIN)/python -m pytest $(ARGS)
