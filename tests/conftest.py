@@ -1,6 +1,8 @@
 """What tests of several folders share: an S3 server on loopback, and a Ray inside this process."""
 
 import json
+import shutil
+import tempfile
 import threading
 import time
 import urllib.request
@@ -82,10 +84,12 @@ def failing_s3(s3: str, s3_proxy: FailingProxy) -> Iterator[FailingS3]:
 @pytest.fixture(scope="session")
 def ray_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Where the shared Ray and who uses it keep files; it ends with the session."""
-    yield {name: str(tmp_path_factory.mktemp(name.lower())) for name in ("TMPDIR", "MOCA_CACHE")}
+    short = tempfile.mkdtemp(prefix="mt-", dir="/tmp")  # the paths of Ray's sockets end at 107 bytes
+    yield {"TMPDIR": short, "MOCA_CACHE": str(tmp_path_factory.mktemp("cache"))}
     import ray
 
     ray.shutdown()
+    shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
