@@ -15,6 +15,11 @@ import pytest
 from tests.faults.failing_s3 import SETTINGS, FailingProxy, FailingS3, Faults, harmless, seeded
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The run of the whole pipeline takes longest, so it comes first."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e/"))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Two processes share the tests file by file; those that look at one run of the whole pipeline stay together."""
     from xdist.scheduler import LoadFileScheduling
