@@ -118,6 +118,9 @@ class Network:
     def __init__(self, folder: Path, shared: Path | None = None) -> None:
         if sys.platform != "linux" or os.geteuid():
             raise SystemExit("hosts are made of Linux namespaces: run this as root on Linux (unshare, nsenter and ip)")
+        for place in (Path(__file__), Path(sys.executable)):
+            if place.is_relative_to("/tmp"):  # a host has a /tmp of its own
+                raise SystemExit(f"{place}: hosts cannot see what lies in /tmp; run this from another folder")
         self._folder, self._shared = folder, shared
         self._count = 0
         self.hosts: dict[str, Host] = {}
