@@ -35,9 +35,8 @@ def run_tracked(
     study: tracking.Run | None = None,
     at_once: int = 1,
 ) -> dict[str, Artifact]:
-    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root. That parent run
-    is called `name`, and is itself nested in that of a `study`, which runs so many
-    plans `at_once`.
+    """Runs the plan under one MLflow parent run, with one nested run per step. `outcome` is kept up to date in the root.
+    That parent run is called `name`, and is itself nested in that of a `study`, which runs so many plans `at_once`.
 
     Raises NoRoom before the first step where the cluster can never hold what is asked of it, unless `insist`.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cluster.machines import Machine
 from cluster.placement import places
-from pipelines.preflight.demand import Demand
+from pipelines.preflight.demand import EMBEDDING, TRAINING, Demand
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def check(demands: Iterable[Demand], machines: list[Machine], most: dict[str, fl
 def fitting(demand: Demand, machines: list[Machine]) -> list[Machine]:
     """Those that the step's workers may be placed on (cluster/placement.py)."""
     labelled = [machine for machine in machines if machine.training]
-    trains = demand.device or demand.workers > 1
+    trains = demand.step in (*TRAINING, *EMBEDDING)
     return labelled if trains and not demand.gpus and labelled else machines
 
 

@@ -80,6 +80,9 @@ def test_labelled_machines_alone_train():
     demand = Demand("pretrain", 2, 2, 2, 0)
     (few,) = check([demand], [DATA, labelled], None)
     assert few.met is False and "2 CPU, 0 GPU on 1 machine(s): room for 1" in few.what
+    for step in ("finetune", "evaluate"):  # of one worker too
+        (alone,) = check([Demand(step, 1, 1, 3, 0)], [DATA, labelled], None)
+        assert alone.met is False and "on 1 machine(s): room for 0" in alone.what
     (rest,) = check([Demand("corpus", 1, 1, 1, 0)], [DATA, labelled], None)
     assert rest.met and "2 machine(s)" in rest.what
 
