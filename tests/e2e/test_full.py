@@ -124,14 +124,14 @@ def test_the_report_shows_the_run(finished):
         assert f'id="{step}"' in html
 
 
-def test_registered_model_embeds_texts_and_images(finished):
+def test_registered_model_embeds_texts_and_images(finished, monkeypatch):
     import mlflow
     import pandas as pd
 
     from moca_core.embedder import Embedder
     from moca_core.types import Segment
 
-    mlflow.set_tracking_uri(f"sqlite:///{finished.root}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished.root}/mlflow.db")
     registered = record(finished, "export")["result"]["registered"]
     model = mlflow.pyfunc.load_model(f"models:/{registered['name']}@{registered['alias']}")
     picture = png(80, 50)
