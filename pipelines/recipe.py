@@ -23,7 +23,7 @@ from pipelines.steps.pack import PackConfig
 from pipelines.steps.pairs import PairsConfig
 from pipelines.steps.pretrain import PretrainConfig
 
-RECIPES = ("demo", "moca_3b", "moca_7b")
+RECIPES = ("demo", "study_cpu", "study_gpu", "moca_3b", "moca_7b")
 
 
 @dataclass(frozen=True)
