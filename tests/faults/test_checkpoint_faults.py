@@ -56,6 +56,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     libc.umount2(os.fsencode(folder), 2)  # also while a process looks at it
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint_but_the_one_that_did_not_fit(small_disk: Path) -> None:
     first = small_disk / "run" / "step_00000001"
     with pytest.raises(OSError, match="No space left on device") as caught:

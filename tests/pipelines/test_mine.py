@@ -219,6 +219,7 @@ def logged(made: type, log: str, broken: Callable[[int], bool]) -> Callable:
     return make
 
 
+@pytest.mark.slow
 def test_an_interrupted_mining_on_one_worker_embeds_nothing_twice(
     given: Given, plain: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +245,7 @@ def test_an_interrupted_mining_on_one_worker_embeds_nothing_twice(
     assert last.result == plain[0].result and tables(last) == tables(plain[0]) and len(tables(last)) == 8
 
 
+@pytest.mark.slow
 def test_samples_of_a_model_of_one_s_own(given: Given, tmp_path: Path) -> None:
     """The model by its folder, which is known by what it holds; drawn from the top 12, in order of rank."""
     folder = given.model.path("model")

@@ -18,7 +18,6 @@ from moca_core.embedder import Embedder
 from moca_core.types import Segment
 from pipelines.search import main
 from pipelines.searching import index as indexing
-from pipelines.searching import nearest
 from pipelines.searching.searcher import Searcher
 from pipelines.searching.server import host_name, make_app, own_hosts
 from tests.exported import exported_model
@@ -216,24 +215,6 @@ def test_query_on_the_command_line(index, documents, capsys):
     assert main(["query", str(index), "--image", str(documents / "figures" / "2.png")]) == 0
     assert capsys.readouterr().out.split()[:2] == ["1.0000", "figures/2.png"]
     assert main(["query", str(index), "--image", str(documents / "broken.png")]) == 2
-
-
-def test_large_indexes_are_graphs_that_find_nearly_what_exact_search_does():
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((3000, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    exact, graph = nearest.build(vectors), nearest.build(vectors, exact_up_to=2999)
-    assert type(exact) is not type(graph)
-    shares = []
-    for query in vectors[:50] + 0.1 * rng.standard_normal((50, 16)).astype(np.float32):
-        scores = vectors @ query
-        order = np.argsort(-scores)[:10]
-        found = nearest.search(exact, query, 10)
-        assert [row for row, _ in found] == order.tolist()
-        np.testing.assert_allclose([score for _, score in found], scores[order], atol=1e-5)
-        shares.append(len({row for row, _ in nearest.search(graph, query, 10)} & set(order.tolist())) / 10)
-    assert np.mean(shares) > 0.95
-    assert len(nearest.search(exact, vectors[0], 5000)) == 3000
 
 
 def huge_png(width=20_000, height=15_000):
