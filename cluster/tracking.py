@@ -111,6 +111,13 @@ class Tracker:
         run = self.client.create_run(self.experiment_id, run_name=name, tags=everything)
         return Run(self.client, run.info.run_id, self.experiment_id, flush_every_s=0.0)
 
+    def kill_below(self, run_id: str) -> None:
+        """Ends as KILLED what is still RUNNING below a run, at any depth: for a process that leaves its threads behind."""
+        for run in self.client.search_runs([self.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"):
+            self.kill_below(run.info.run_id)
+            if run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
 
 class Run:
     """One run. Not to be shared among threads; several processes may `attach` to it."""

@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         status = "KILLED"
+        tracker.kill_below(study.run_id)
     finally:
         study.finish(status)
     if status == "KILLED":

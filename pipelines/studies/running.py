@@ -1,6 +1,7 @@
 """Running a study: its runs in one root, where a step that several have in common is made by the first of them."""
 
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,11 +39,11 @@ def run_all(
     usual = canonical_settings(named_recipe(start))
     failures: dict[str, str] = {}
     broken: dict[str, str] = {}  # {fingerprint of a step: its error}
+    runs = [run for run in runs if not all(planned.done for planned in plan_of(run, root))]
+    started, ended = time.monotonic(), []
 
     def finish(number: int, run: Run) -> None:
         plan = plan_of(run, root)
-        if all(planned.done for planned in plan):
-            return
         if errors := [broken[planned.fingerprint] for planned in plan if planned.fingerprint in broken]:
             failures[run.name] = errors[0]
             return
@@ -72,6 +73,12 @@ def run_all(
             tracked = tracking.attach(tracking_uri, outcome.tracking_run)
             tracked.log_metrics(metrics_of(result))
             tracked.flush()
+            ended.append(run)
+            left_s = (time.monotonic() - started) / len(ended) * (len(runs) - len(ended) - len(failures))
+            say(
+                "study",
+                f"{run.name} scores {100 * result.score:.1f}; {len(ended)} of {len(runs)} done, about {left_s / 60:.0f} min left",
+            )
 
     if at_once == 1:  # in this thread, where an interrupt is heard
         for number, run in enumerate(runs, 1):

@@ -68,6 +68,19 @@ def test_a_step_lies_below_its_pipeline(tracker: Tracker) -> None:
     assert tracker.client.get_run(pipeline.run_id).info.status == "FAILED"
 
 
+def test_what_is_left_running_below_a_run_is_killed(tracker: Tracker) -> None:
+    study = tracker.start_run("study")
+    inner = tracker.start_run("run", parent=study)
+    done, open_step = tracker.start_run("corpus", parent=inner), tracker.start_run("pretrain", parent=inner)
+    other = tracker.start_run("another pipeline")
+    done.finish("FINISHED")
+    tracker.kill_below(study.run_id)
+    seen = [tracker.client.get_run(run.run_id).info.status for run in (study, inner, done, open_step, other)]
+    assert seen == ["RUNNING", "KILLED", "FINISHED", "KILLED", "RUNNING"]
+    study.finish("KILLED")
+    other.finish("FINISHED")
+
+
 def test_a_step_logged_again_counts_once(tracker: Tracker) -> None:
     run = tracker.start_run("restarted")
     for step in range(4):
