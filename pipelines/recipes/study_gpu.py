@@ -27,7 +27,7 @@ def recipe() -> Recipe:
             tiny=TinyConfig(
                 vocab_size=16384,
                 text_hidden=768,
-                text_layers=12,
+                text_layers=14,
                 text_heads=12,
                 text_kv_heads=4,
                 text_intermediate=2048,
