@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from cluster import storage, tracking
+from pipelines.evaluation.scoring import METRICS
 from pipelines.full import resolve_root
 from pipelines.preflight.run import NoRoom
 from pipelines.recipe import RECIPES, Recipe, load_recipe
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             insist=options.insist,
         )
         folder = storage.join(root, folder)
-        print("\n" + write_report(runs, failures, root, folder, study))
+        print("\n" + write_report(runs, failures, root, folder, study, options.metric))
         print(f"table, pictures and every score: {folder}\nlook:  mlflow ui --backend-store-uri {uri}")
         status = "FAILED" if failures else "FINISHED"
     except NoRoom as error:
@@ -97,6 +98,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME=PATTERN,...",
         help="one more variant, whose fine-tuning leaves out the tasks that match; may be repeated",
     )
+    add("--metric", choices=METRICS, help="report by this one (default: the main metric of each task)")
     add("--dry-run", action="store_true", help="print the variants and what would run, and run nothing")
     add("--report", action="store_true", help="run nothing, and report what is finished")
     add(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STROKES = ("-", "--", ":")  # where there are more variants than colours
 
 
-def variant_bars(lines: "list[Line]", chance: float) -> bytes:
+def variant_bars(lines: "list[Line]", chance: float | None) -> bytes:
     """PNG: a line for each variant, its mean with a bar of one deviation over seeds, every run as a dot; the first one's mean and chance
     as lines across."""
     figure, ((panel,),) = panels(1, 1, width=8, height=1.2 + 0.36 * len(lines))
@@ -25,9 +25,13 @@ def variant_bars(lines: "list[Line]", chance: float) -> bytes:
         panel.scatter(scores, [place] * len(scores), s=14, color=ORANGE, zorder=2)
         panel.errorbar(line.mean, place, xerr=line.deviation, fmt="o", color=BLUE, capsize=4, zorder=3)
     panel.axvline(lines[0].mean, color=BLUE, linewidth=0.8, linestyle="--")
-    panel.axvline(chance, color="black", linewidth=0.8, linestyle=":")
+    if chance is not None:
+        panel.axvline(chance, color="black", linewidth=0.8, linestyle=":")
     panel.set_yticks(range(len(lines)), [line.variant.name for line in lines])
-    panel.set(xlabel="score, mean over tasks (dotted: chance)", ylim=(len(lines) - 0.5, -0.5))
+    panel.set(
+        xlabel="score, mean over tasks" + (" (dotted: chance)" if chance is not None else ""),
+        ylim=(len(lines) - 0.5, -0.5),
+    )
     _plain(panel, "x")
     return png(figure)
 

@@ -18,8 +18,8 @@ def recipe() -> Recipe:
     return replace(
         quick,
         base=replace(quick.base, steps=1000, tiny=TinyConfig(min_image_px=112 * 112, max_image_px=112 * 112)),
-        pretrain=replace(quick.pretrain, steps=400, learning_rate=2e-3, validate_every_steps=100, reconstructions=2),
-        finetune=replace(quick.finetune, steps=120, validate_every_steps=40),
+        pretrain=replace(quick.pretrain, steps=300, validate_every_steps=150, reconstructions=2),
+        finetune=replace(quick.finetune, steps=120, learning_rate=5e-4, validate_every_steps=40),
         export=ExportConfig(name="moca-study", max_tokens=1024),
         tracking=TrackingConfig(log_every_steps=10, checkpoint_every_steps=200),
     )

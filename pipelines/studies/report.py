@@ -18,16 +18,25 @@ from pipelines.studies.table import lines_of, markdown, scores_csv
 BASELINE = "no_pretraining"
 
 
-def write_report(runs: Sequence[Run], failures: dict[str, str], root: str, folder: str, study: tracking.Run) -> str:
-    """Writes what the runs came to below `folder`, logs it to the study's MLflow run, and returns report.md."""
+def write_report(
+    runs: Sequence[Run],
+    failures: dict[str, str],
+    root: str,
+    folder: str,
+    study: tracking.Run,
+    metric: str | None = None,
+) -> str:
+    """Writes what the runs came to below `folder`, logs it to the study's MLflow run, and returns report.md. Scores are by each task's
+    main metric, or by that one."""
     plans = {run.name: plan_of(run, root) for run in runs}
-    results = [result for run in runs if (result := result_of(run, plans[run.name]))]
+    results = [result for run in runs if (result := result_of(run, plans[run.name], metric))]
     singly_s, together_s = seconds(list(plans.values()))
     count = (
         f"{sharing(list(plans.values()))}. What is done took {together_s:.0f} s; every run by itself would have taken "
         f"{singly_s:.0f} s.\n"
     )
     files, text = scores(runs, results) if results else ({}, "No run is finished.\n")
+    text = f"Scores: {metric or 'the main metric of each task'}, in points.\n\n{text}"
     if losses := losses_of(runs, plans):
         files["losses.png"] = loss_panels(losses)
     text += "\n" + count + "".join(f"\nFailed: {name}: {error}\n" for name, error in failures.items())
@@ -53,7 +62,9 @@ def scores(runs: Sequence[Run], results: Sequence[Result]) -> tuple[dict[str, by
         "study.json": json.dumps(said, indent=2, allow_nan=False).encode(),
         "variants.png": variant_bars(lines, results[0].chance),
     }
-    text = f"{markdown(lines)}\nBy chance {100 * results[0].chance:.1f}.\n"
+    text = markdown(lines)
+    if (chance := results[0].chance) is not None:
+        text += f"\nBy chance {100 * chance:.1f}.\n"
     if curves:
         start = next((line.mean for line in lines if line.variant.name == BASELINE), None)
         files["scaling.png"] = curve_panels("score, mean over tasks (dotted: without pre-training)", curves, start)

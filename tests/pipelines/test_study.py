@@ -201,7 +201,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Books, set[str]]:
         path = Path(context.path("rankings", "finetune", "task.parquet"))
         path.parent.mkdir(parents=True)
         values = [1.0] * right + [0.0] * (50 - right)
-        pq.write_table(pa.table({"precision_at_1": values, "chance": [0.02] * 50}), path)
+        graded = [(1 + value) / 2 for value in values]
+        pq.write_table(pa.table({"precision_at_1": values, "ndcg_at_10": graded, "chance": [0.02] * 50}), path)
         return {"rankings": {"finetune": {"task": "rankings/finetune/task.parquet"}}}
 
     monkeypatch.setattr(
@@ -228,7 +229,7 @@ def test_a_study_makes_what_runs_share_once_and_a_second_one_makes_nothing(
 
     folder = tmp_path / "studies" / "ablation"
     text = (folder / "report.md").read_text()
-    full, none, mlm = (line.split("|") for line in text.splitlines()[2:5])
+    full, none, mlm = (line.split("|") for line in text.splitlines()[4:7])
     assert [cell.strip() for cell in full[1:5]] == ["full", "2", "91.0", "1.4"]  # 45 and 46 of 50
     assert [cell.strip() for cell in none[1:5]] == ["no_pretraining", "2", "61.0", "1.4"]
     assert [cell.strip() for cell in none[5:8]] == ["-30.0 (-30.0 to -30.0)", "0.0002", "worse"]
@@ -253,6 +254,12 @@ def test_a_study_makes_what_runs_share_once_and_a_second_one_makes_nothing(
     assert ran == [] and (folder / "report.md").read_text().split("By chance")[0] == text.split("By chance")[0]
     assert study.main([*ASKED, "--seeds", "3", "--root", str(tmp_path)]) == 0
     assert sorted(ran) == ["evaluate"] * 3 + ["finetune"] * 3 + ["pretrain"] * 2
+
+    ran.clear()
+    assert study.main([*ASKED, "--report", "--metric", "ndcg_at_10", "--root", str(tmp_path)]) == 0
+    text = (folder / "report.md").read_text()
+    assert ran == [] and text.startswith("Scores: ndcg_at_10") and "By chance" not in text
+    assert text.splitlines()[4].split("|")[3].strip() == "95.5"
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(
