@@ -5,9 +5,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from cluster import storage, tracking
 from cluster.workers import connect
+from pipelines.preflight.run import preflight
 from pipelines.recipe import named_recipe, origin
 from pipelines.runner.fingerprint import differences
 from pipelines.runner.outcome import Outcome, attempts
@@ -84,8 +86,9 @@ def run_all(
         for number, run in enumerate(runs, 1):
             finish(number, run)
         return failures
-    if runs:
+    if runs:  # asked once before they start side by side, each to be refused by itself
         connect(runs[0].recipe.cluster)
+        preflight(runs[0].recipe, plan_of(runs[0], root), partial(say, "preflight"), insist=insist, at_once=at_once)
     pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="run")
     try:
         list(pool.map(finish, range(1, len(runs) + 1), runs))

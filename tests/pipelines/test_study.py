@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import dag, study
+from pipelines.preflight.run import NoRoom
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.runner.plan import make_plan
 from pipelines.runner.step import Context, Step
@@ -292,7 +293,8 @@ def test_of_runs_side_by_side_one_makes_what_they_share(quick, tmp_path: Path, m
     meet = threading.Barrier(3, timeout=20)  # breaks unless three runs are inside at the same time
     asked: list[int] = []
     monkeypatch.setattr("pipelines.studies.running.connect", lambda cluster: None)
-    monkeypatch.setattr("pipelines.tracked.preflight", lambda *given, at_once, **named: asked.append(at_once))
+    for module in ("pipelines.tracked", "pipelines.studies.running"):
+        monkeypatch.setattr(f"{module}.preflight", lambda *given, at_once, **named: asked.append(at_once))
 
     def slowly(recipe: Recipe) -> list[Step]:
         def finetune(context: Context) -> dict:
@@ -313,10 +315,25 @@ def test_of_runs_side_by_side_one_makes_what_they_share(quick, tmp_path: Path, m
     assert study.main([*arguments, "--at-once", "3", "--root", str(tmp_path)]) == 0
     once = dict.fromkeys(("corpus", "pairs", "clean", "base", "pack"), 1)
     assert {step: ran.count(step) for step in ran} == once | {"pretrain": 2, "finetune": 3, "evaluate": 3}
-    assert asked == [3, 3, 3]
+    assert asked == [3, 3, 3, 3]  # before any of them, and each for itself
     outcomes = [json.loads(file.read_text()) for file in (tmp_path / "studies" / "ablation" / "runs").iterdir()]
     corpus = [(a["status"], a["why"]) for o in outcomes for a in o["steps"] if a["step"] == "base"]
     assert sorted(corpus) == [("done", "never ran here")] + [("skipped", "made meanwhile by another run")] * 2
+
+
+def test_no_room_for_so_many_is_said_before_any_of_them(
+    quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ran, books, _ = quick
+
+    def refuse(*given, **named) -> None:
+        raise NoRoom("the cluster has no room for this recipe: 3 x 1 GPU of 1")
+
+    monkeypatch.setattr("pipelines.studies.running.connect", lambda cluster: None)
+    monkeypatch.setattr("pipelines.studies.running.preflight", refuse)
+    assert study.main([*ASKED, "--at-once", "3", "--root", str(tmp_path)]) == 2
+    assert "3 x 1 GPU of 1" in capsys.readouterr().err
+    assert ran == [] and [(run["name"], run["status"]) for run in books.runs] == [("ablation of demo", "FAILED")]
 
 
 def test_the_family_is_printed_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
