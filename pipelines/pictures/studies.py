@@ -21,10 +21,10 @@ def variant_bars(lines: "list[Line]", chance: float | None) -> bytes:
     as lines across."""
     figure, ((panel,),) = panels(1, 1, width=8, height=1.2 + 0.36 * len(lines))
     for place, line in enumerate(lines):
-        scores = list(line.scores.values())
+        scores = list(line.overall.by_seed.values())
         panel.scatter(scores, [place] * len(scores), s=14, color=ORANGE, zorder=2)
-        panel.errorbar(line.mean, place, xerr=line.deviation, fmt="o", color=BLUE, capsize=4, zorder=3)
-    panel.axvline(lines[0].mean, color=BLUE, linewidth=0.8, linestyle="--")
+        panel.errorbar(line.overall.mean, place, xerr=line.overall.deviation, fmt="o", color=BLUE, capsize=4, zorder=3)
+    panel.axvline(lines[0].overall.mean, color=BLUE, linewidth=0.8, linestyle="--")
     if chance is not None:
         panel.axvline(chance, color="black", linewidth=0.8, linestyle=":")
     panel.set_yticks(range(len(lines)), [line.variant.name for line in lines])

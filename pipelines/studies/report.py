@@ -54,9 +54,7 @@ def scores(runs: Sequence[Run], results: Sequence[Result]) -> tuple[dict[str, by
     """(files, what report.md says of them)."""
     lines = lines_of(list(dict.fromkeys(run.variant for run in runs)), results)
     curves = curves_of(runs, results)
-    said = [
-        asdict(line) | {"mean": line.mean, "deviation": line.deviation, "told_apart": line.verdict} for line in lines
-    ]
+    said = [asdict(line) | {"mean": line.overall.mean, "told_apart": line.overall.verdict} for line in lines]
     files = {
         "scores.csv": scores_csv(results),
         "study.json": json.dumps(said, indent=2, allow_nan=False).encode(),
@@ -66,7 +64,7 @@ def scores(runs: Sequence[Run], results: Sequence[Result]) -> tuple[dict[str, by
     if (chance := results[0].chance) is not None:
         text += f"\nBy chance {100 * chance:.1f}.\n"
     if curves:
-        start = next((line.mean for line in lines if line.variant.name == BASELINE), None)
+        start = next((line.overall.mean for line in lines if line.variant.name == BASELINE), None)
         files["scaling.png"] = curve_panels("score, mean over tasks (dotted: without pre-training)", curves, start)
         files["paper.png"] = curve_panels("the paper's MMEB precision@1", paper_curves())
         text += f"\nPoints per doubling:\n\n{fits_markdown(curves)}\nThe paper's:\n\n{fits_markdown(paper_curves())}"

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,26 +16,22 @@ BOUND = 0.05
 
 
 @dataclass(frozen=True)
-class Line:
-    """A variant. `scores` by seed; `differences` to the reference, of every seed that both have; `p_value` of the paired test on queries
-    (each the mean over these seeds), adjusted for the number of variants."""
+class Scores:
+    """A variant's score by seed, over all tasks or on one. `differences` to the reference, of every seed that both have; `p_value` of
+    the paired test on queries (each the mean over these seeds), adjusted for the number of tests in its table."""
 
-    variant: Variant
-    scores: dict[int, float]
-    by_task: dict[str, float]
-    tokens: float
-    flops: float
+    by_seed: dict[int, float]
     differences: tuple[float, ...] = ()
     p_value: float | None = None
 
     @property
     def mean(self) -> float:
-        return float(np.mean(list(self.scores.values())))
+        return float(np.mean(list(self.by_seed.values())))
 
     @property
     def deviation(self) -> float | None:
         """Over seeds, of a sample."""
-        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else None
+        return float(np.std(list(self.by_seed.values()), ddof=1)) if len(self.by_seed) > 1 else None
 
     @property
     def difference(self) -> Interval | None:
@@ -52,35 +48,70 @@ class Line:
         return "better" if self.difference.mean > 0 else "worse"
 
 
+@dataclass(frozen=True)
+class Line:
+    """A variant, and what its training cost on average over seeds."""
+
+    variant: Variant
+    overall: Scores
+    by_task: dict[str, Scores]
+    tokens: float
+    flops: float
+
+
 def lines_of(variants: Sequence[Variant], results: Sequence[Result]) -> list[Line]:
     """Of the variants that have results, in their order."""
-    reference = {result.seed: result for result in results if result.variant == REFERENCE}
-    lines, p_values = [], {}
-    for variant in variants:
-        found = [result for result in results if result.variant == variant.name]
-        if not found:
-            continue
-        paired = [] if variant.name == REFERENCE else [r for r in found if r.seed in reference]
-        if paired:
-            whole = over_seeds([reference[result.seed] for result in paired])
-            p_values[variant.name] = compare(over_seeds(paired), whole).p_value
-        lines.append(
-            Line(
-                variant,
-                {result.seed: result.score for result in found},
-                {task: float(np.mean([r.by_task[task] for r in found])) for task in found[0].values},
-                float(np.mean([r.tokens for r in found])),
-                float(np.mean([r.flops for r in found])),
-                tuple(result.score - reference[result.seed].score for result in paired),
-            )
+    found = {variant.name: [result for result in results if result.variant == variant.name] for variant in variants}
+    found = {name: of_variant for name, of_variant in found.items() if of_variant}
+    overall = adjusted({"": compared(found, list(results[0].values))})[""]
+    by_task = adjusted({task: compared(found, [task]) for task in results[0].values})
+    return [
+        Line(
+            variant,
+            overall[variant.name],
+            {task: column[variant.name] for task, column in by_task.items()},
+            float(np.mean([result.tokens for result in found[variant.name]])),
+            float(np.mean([result.flops for result in found[variant.name]])),
         )
-    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    return [replace(line, p_value=adjusted.get(line.variant.name)) for line in lines]
+        for variant in variants
+        if variant.name in found
+    ]
 
 
-def over_seeds(results: Sequence[Result]) -> list[np.ndarray]:
+def compared(found: Mapping[str, Sequence[Result]], tasks: Sequence[str]) -> dict[str, Scores]:
+    """Of every variant its means over `tasks`, beside the reference's; p-values as they are."""
+    reference = {result.seed: result for result in found.get(REFERENCE, ())}
+    columns = {}
+    for name, results in found.items():
+        paired = [] if name == REFERENCE else [result for result in results if result.seed in reference]
+        whole = [reference[result.seed] for result in paired]
+        columns[name] = Scores(
+            {result.seed: score_on(result, tasks) for result in results},
+            tuple(score_on(ours, tasks) - score_on(theirs, tasks) for ours, theirs in zip(paired, whole, strict=True)),
+            compare(over_seeds(paired, tasks), over_seeds(whole, tasks)).p_value if paired else None,
+        )
+    return columns
+
+
+def adjusted(columns: Mapping[str, dict[str, Scores]]) -> dict[str, dict[str, Scores]]:
+    """The same with p-values for as many tests as there are in all columns together."""
+    tests = [
+        (key, name) for key, column in columns.items() for name, scores in column.items() if scores.p_value is not None
+    ]
+    p_values = holm([columns[key][name].p_value for key, name in tests])
+    whole = {key: dict(column) for key, column in columns.items()}
+    for (key, name), p_value in zip(tests, p_values, strict=True):
+        whole[key][name] = replace(whole[key][name], p_value=p_value)
+    return whole
+
+
+def score_on(result: Result, tasks: Sequence[str]) -> float:
+    return float(np.mean([result.by_task[task] for task in tasks]))
+
+
+def over_seeds(results: Sequence[Result], tasks: Sequence[str]) -> list[np.ndarray]:
     """Of every task, the mean over runs of every query's value."""
-    return [np.mean([result.values[task] for result in results], axis=0) for task in results[0].values]
+    return [np.mean([result.values[task] for result in results], axis=0) for task in tasks]
 
 
 def points(value: float | None, sign: str = "") -> str:
@@ -88,13 +119,21 @@ def points(value: float | None, sign: str = "") -> str:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """Means with what they rest on, and means by task, in points."""
+    """Means with what they rest on; then task by task, with the deviation over seeds and whether it is told apart. In points."""
     rows = []
     for line in lines:
-        seen = line.difference
+        scores = line.overall
+        seen = scores.difference
         difference = f"{points(seen.mean, '+')} ({points(seen.low, '+')} to {points(seen.high, '+')})" if seen else ""
-        p_value = "" if line.p_value is None else f"{line.p_value:.4f}"
-        spread = [str(len(line.scores)), points(line.mean), points(line.deviation), difference, p_value, line.verdict]
+        p_value = "" if scores.p_value is None else f"{scores.p_value:.4f}"
+        spread = [
+            str(len(scores.by_seed)),
+            points(scores.mean),
+            points(scores.deviation),
+            difference,
+            p_value,
+            scores.verdict,
+        ]
         rows.append([line.variant.name, *spread, f"{line.tokens / 1e6:.3g}", f"{line.flops / 1e12:.3g}"])
     head = [
         "variant",
@@ -106,8 +145,14 @@ def markdown(lines: Sequence[Line]) -> str:
         "told apart",
     ]
     tasks = list(lines[0].by_task)
-    by_task = [[line.variant.name, *(points(line.by_task[task]) for task in tasks)] for line in lines]
+    by_task = [[line.variant.name, *(cell(line.by_task[task]) for task in tasks)] for line in lines]
     return table([*head, "M tokens", "TFLOP"], rows) + "\n" + table(["variant", *tasks], by_task)
+
+
+def cell(scores: Scores) -> str:
+    spread = "" if scores.deviation is None else f" ± {points(scores.deviation)}"
+    verdict = f" {scores.verdict}" if scores.verdict in ("better", "worse") else ""
+    return points(scores.mean) + spread + verdict
 
 
 def scores_csv(results: Sequence[Result]) -> bytes:

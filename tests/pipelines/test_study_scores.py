@@ -27,9 +27,11 @@ FULL, LESS = Variant("full", "all"), Variant("less", "?", ("x.y=1",))
 def test_a_line_is_the_mean_and_the_sample_deviation_of_means_over_tasks() -> None:
     results = [result("full", 0, [1, 0, 1, 1], [1, 0], 10), result("full", 1, [1, 1, 1, 1], [0, 0], 30)]
     (line,) = lines_of([FULL, LESS], results)
-    assert line.scores == {0: (0.75 + 0.5) / 2, 1: 0.5} and line.by_task == {"a": 0.875, "b": 0.25}
-    assert line.mean == pytest.approx(0.5625) and line.deviation == pytest.approx(0.125 / 2**0.5)
-    assert (line.tokens, line.flops) == (20, 40) and line.difference is None and line.verdict == ""
+    scores = line.overall
+    assert scores.by_seed == {0: (0.75 + 0.5) / 2, 1: 0.5}
+    assert {task: found.by_seed for task, found in line.by_task.items()} == {"a": {0: 0.75, 1: 1}, "b": {0: 0.5, 1: 0}}
+    assert scores.mean == pytest.approx(0.5625) and scores.deviation == pytest.approx(0.125 / 2**0.5)
+    assert (line.tokens, line.flops) == (20, 40) and scores.difference is None and scores.verdict == ""
 
 
 def test_differences_are_paired_by_seed_and_tested_over_queries() -> None:
@@ -39,23 +41,37 @@ def test_differences_are_paired_by_seed_and_tested_over_queries() -> None:
     results = [result("full", 0, ones, ones), result("full", 1, ones, some), result("full", 2, some, ones)]
     results += [result("less", 0, zeros, zeros), result("less", 1, zeros, zeros), result("less", 2, zeros, zeros)]
     results += [result("less", 3, ones, ones)]
-    full, less = lines_of([FULL, LESS], results)
+    lines = lines_of([FULL, LESS], results)
+    full, less = (line.overall for line in lines)
     assert less.differences == pytest.approx([-1.0, -0.9, -0.9]) and full.differences == ()
     known = scipy.stats.ttest_1samp(less.differences, 0).confidence_interval(0.95)
     assert (less.difference.low, less.difference.high) == pytest.approx((known.low, known.high))
     assert less.p_value == pytest.approx(2 / 2**10) and less.verdict == "worse"
-    assert "-93.3" in markdown([full, less]) and less.scores[3] == 1.0
+    assert "-93.3" in markdown(lines) and less.by_seed[3] == 1.0
 
 
 def test_what_seeds_or_queries_could_explain_is_not_told_apart() -> None:
     half, ones = [1.0, 0.0] * 4, [1.0] * 8
     wide = [result("full", s, half, half) for s in (0, 1)]
     wide += [result("less", 0, ones, ones), result("less", 1, [0.0] * 8, ones)]  # seeds do not agree
-    assert lines_of([FULL, LESS], wide)[1].verdict == "not told apart"
+    assert lines_of([FULL, LESS], wide)[1].overall.verdict == "not told apart"
     few = [result("full", s, [1.0], [0.0]) for s in (0, 1)] + [result("less", s, [1.0], [1.0]) for s in (0, 1)]
-    line = lines_of([FULL, LESS], few)[1]  # seeds agree to the digit, on two queries
+    line = lines_of([FULL, LESS], few)[1].overall  # seeds agree to the digit, on two queries
     assert line.difference.low > 0 and line.p_value == 1.0 and line.verdict == "not told apart"
-    assert lines_of([FULL, LESS], [few[0], few[2]])[1].verdict == ""  # one seed
+    assert lines_of([FULL, LESS], [few[0], few[2]])[1].overall.verdict == ""  # one seed
+
+
+def test_tasks_are_told_apart_each_for_itself() -> None:
+    """Better on one task and worse on the other: nothing is left of it over both. Two tests, so a p-value of 2 / 2^8 counts double."""
+    ones, zeros = [1.0] * 8, [0.0] * 8
+    results = [result("full", seed, ones, zeros) for seed in (0, 1)] + [
+        result("less", seed, zeros, ones) for seed in (0, 1)
+    ]
+    line = lines_of([FULL, LESS], results)[1]
+    assert line.overall.verdict == "not told apart" and line.overall.mean == 0.5
+    assert {task: scores.verdict for task, scores in line.by_task.items()} == {"a": "worse", "b": "better"}
+    assert line.by_task["a"].p_value == pytest.approx(2 * 2 / 2**8)
+    assert "0.0 ± 0.0 worse" in markdown([line]) and "100.0 ± 0.0 better" in markdown([line])
 
 
 def test_every_run_and_task_is_a_line_of_the_csv() -> None:
