@@ -46,6 +46,7 @@ def write_report(
             storage.write_atomic(storage.join(folder, name), content)
             Path(local, name).write_bytes(content)
             study.log_artifact(f"{local}/{name}")
+    study.log_params({"metric": metric or "main"})
     study.log_metrics({f"score/{result.variant}/seed{result.seed}": result.score for result in results})
     return text
 
