@@ -133,6 +133,13 @@ def test_a_variant_that_is_refused_is_refused_before_any_run(
     assert "error: variant pairs_" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["study_cpu", "study_gpu", "moca_3b"])
+def test_every_size_has_the_whole_family(name: str) -> None:
+    for family, least in (("ablation", 10), ("scaling", 12)):
+        names = {run.variant.name for run in runs_of(name, [], FAMILIES[family](load_recipe(name, [])), 1)}
+        assert len(names) >= least and {"full", "no_pretraining"} <= names
+
+
 def test_two_variants_of_one_recipe_are_refused() -> None:
     with pytest.raises(ValueError, match="variant mixed_batches is the same recipe as full"):
         runs("ablation", 1, "finetune.task_batches=false")
