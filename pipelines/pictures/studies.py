@@ -39,7 +39,7 @@ def variant_bars(lines: "list[Line]", chance: float | None) -> bytes:
 def curve_panels(title: str, curves: "dict[str, Curve]", start: float | None = None) -> bytes:
     """PNG: a panel for each curve with the mean and one deviation at each place, every run as a dot, and the fitted line. `start` is the
     score at 0, as a line across."""
-    figure, (places,) = panels(1, len(curves), width=3.6 * len(curves) + 0.6, height=3.6)
+    figure, (places,) = panels(1, len(curves), width=max(6.0, 3.6 * len(curves) + 0.6), height=3.6)
     for panel, (name, curve) in zip(places, curves.items(), strict=True):
         xs = list(curve.points)
         for x, scores in curve.points.items():
@@ -53,7 +53,10 @@ def curve_panels(title: str, curves: "dict[str, Curve]", start: float | None = N
         if start is not None:
             panel.axhline(start, color="black", linewidth=0.8, linestyle=":")
         panel.set_xscale("log", base=2)
-        panel.set_xticks(xs, [f"{x:g}" for x in xs], rotation=45, minor=False)
+        named = [
+            x for x, after in zip(xs, [*xs[1:], np.inf], strict=True) if after > 1.15 * x
+        ]  # names of others would touch
+        panel.set_xticks(named, [f"{x:g}" for x in named], rotation=45, minor=False)
         panel.set(title=name, xlabel=curve.label)
         _plain(panel, "y")
     figure.suptitle(title)
