@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -19,6 +20,8 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from moca_core.data.image_files import ImageError, header_size, refusals
 
 HELD_OUT_ONE_IN = 3
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -78,15 +81,21 @@ def details(sections: pa.Table, kept: pa.Array) -> Iterator[tuple[str, bool, Ima
     trained = {image for images in sections.filter(kept)["images"].to_pylist() for image in images if image}
     everything = {image for images in sections["images"].to_pylist() for image in images if image}
     for encoded in sorted(everything):
-        figure = Image.open(io.BytesIO(encoded))
-        if min(figure.size) < LEAST_FIGURE_PX or figure.width * figure.height > MOST_FIGURE_PX:
+        try:
+            width, height = header_size(encoded)
+            if min(width, height) < LEAST_FIGURE_PX or width * height > MOST_FIGURE_PX:
+                continue
+            with refusals(encoded):
+                figure = Image.open(io.BytesIO(encoded)).convert("RGB")
+        except ImageError as error:
+            print(f"a figure is left out: {error}", file=sys.stderr)
             continue
         name = hashlib.sha256(encoded).hexdigest()[:16]
         draw = Random(name)
         width, height = (round(side * draw.uniform(*DETAIL_SHARE)) for side in figure.size)
         left, top = draw.randrange(figure.width - width), draw.randrange(figure.height - height)
-        detail = figure.convert("RGB").crop((left, top, left + width, top + height))
-        yield name, encoded not in trained, detail, figure.convert("RGB")
+        detail = figure.crop((left, top, left + width, top + height))
+        yield name, encoded not in trained, detail, figure
 
 
 def written(side: str | Image.Image, folder: Path) -> str | dict[str, str]:

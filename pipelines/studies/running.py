@@ -4,7 +4,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 
 from cluster import storage, tracking
@@ -91,7 +91,11 @@ def run_all(
         preflight(runs[0].recipe, plan_of(runs[0], root), partial(say, "preflight"), insist=insist, at_once=at_once)
     pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="run")
     try:
-        list(pool.map(finish, range(1, len(runs) + 1), runs))
+        left = {pool.submit(finish, number, run) for number, run in enumerate(runs, 1)}
+        while left:  # a wait without end does not hear an interrupt that another thread of this process was given
+            done, left = wait(left, timeout=0.5, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupt must not wait for a training run
     return failures
