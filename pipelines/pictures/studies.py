@@ -53,9 +53,8 @@ def curve_panels(title: str, curves: "dict[str, Curve]", start: float | None = N
         if start is not None:
             panel.axhline(start, color="black", linewidth=0.8, linestyle=":")
         panel.set_xscale("log", base=2)
-        named = [
-            x for x, after in zip(xs, [*xs[1:], np.inf], strict=True) if after > 1.15 * x
-        ]  # names of others would touch
+        # names nearer than this would touch
+        named = [x for x, after in zip(xs, [*xs[1:], np.inf], strict=True) if after > 1.15 * x]
         panel.set_xticks(named, [f"{x:g}" for x in named], rotation=45, minor=False)
         panel.set(title=name, xlabel=curve.label)
         _plain(panel, "y")
