@@ -5,6 +5,8 @@ Only MlflowClient with explicit run ids: steps run in threads, and MLflow's "act
 
 import logging
 import os
+import posixpath
+import re
 import tempfile
 import time
 import warnings
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _FLUSH_S = 2.0
 _BATCH = 100  # entries per request; the server's limit for parameters
+_LONGEST_NAME = 250
 
 
 def tracking_uri(root_uri: str, configured: str | None) -> str:
@@ -89,13 +92,6 @@ def attach(uri: str, run_id: str) -> "Run":
     return Run(client, run_id, client.get_run(run_id).info.experiment_id, flush_every_s=_FLUSH_S)
 
 
-def history(run: "Run", key: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric by step. After a restart a step is logged again: the last one counts."""
-    run.flush()
-    points = sorted(run.client.get_metric_history(run.run_id, key), key=lambda point: (point.step, point.timestamp))
-    return list({point.step: point.value for point in points}.items())
-
-
 class Tracker:
     """One experiment of a tracking server or database."""
 
@@ -134,7 +130,7 @@ class Run:
         """Parameters by (dotted) name. MLflow refuses to change one that is there already."""
         from mlflow.entities import Param
 
-        entries = [Param(name, str(value)) for name, value in params.items()]
+        entries = [Param(allowed(name), str(value)) for name, value in params.items()]
         for start in range(0, len(entries), _BATCH):
             self.client.log_batch(self.run_id, params=entries[start : start + _BATCH])
 
@@ -143,26 +139,30 @@ class Run:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._buffer += [Metric(key, float(value), now_ms, step or 0) for key, value in metrics.items()]
+        self._buffer += [Metric(allowed(key), float(value), now_ms, step or 0) for key, value in metrics.items()]
         if time.monotonic() - self._flushed >= self._flush_every_s:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is buffered."""
-        while self._buffer:
-            self.client.log_batch(self.run_id, metrics=self._buffer[:_BATCH])
-            del self._buffer[:_BATCH]
+        """Send what is buffered. What cannot be sent is not tried again: the error would come back at `finish`."""
+        entries, self._buffer = self._buffer, []
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(self.run_id, metrics=entries[start : start + _BATCH])
         self._flushed = time.monotonic()
 
     def log_dataset(self, name: str, uri: str, digest: str, context: str) -> None:
         """Record that this run read the data at `uri`, without reading it. MLflow keeps 36 characters of the digest."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The specified dataset source can be interpreted in multiple ways")
-            source = resolve_dataset_source(uri)
+        if uri.startswith("hf://"):  # MLflow's own source for these would ask the hub
+            source = CodeDatasetSource(tags={"uri": uri})
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The specified dataset source can be interpreted in multiple ways")
+                source = resolve_dataset_source(uri)
         dataset = MetaDataset(source=source, name=name, digest=digest[:36])
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
@@ -232,6 +232,12 @@ class Run:
             raise ValueError(f"status {status!r} must be FINISHED, FAILED or KILLED")
         self.flush()
         self.client.set_terminated(self.run_id, status)
+
+
+def allowed(name: str) -> str:
+    """The name of a metric or a parameter as MLflow takes it: those made of what a user calls tasks and files may hold anything."""
+    kept = posixpath.normpath(re.sub(r"[^\w./ :-]", "_", name)).lstrip("./")
+    return kept[:_LONGEST_NAME] or "_"
 
 
 def _signature(columns: dict[str, str], output_shape: tuple[int, ...]) -> "ModelSignature":

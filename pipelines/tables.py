@@ -73,11 +73,16 @@ def table_writer(uri: str, schema: pa.Schema, rows_per_group: int | None) -> Ite
             raise
 
 
-@lru_cache(maxsize=32)
-def open_table(uri: str) -> pq.ParquetFile:
-    """An open Parquet file, kept by this process: its footer is read once, rows are fetched group by group."""
+def parquet_file(uri: str) -> pq.ParquetFile:
+    """An open Parquet file, of which row groups are fetched one by one. Not to be shared among threads: pyarrow breaks."""
     fs, path = storage.filesystem(uri)
     return pq.ParquetFile(fs.open_input_file(path))
+
+
+@lru_cache(maxsize=32)
+def open_table(uri: str) -> pq.ParquetFile:
+    """The same, kept by this process, whose only thread reads it: the footer is read once."""
+    return parquet_file(uri)
 
 
 def read_rows(uri: str, rows: list[int], rows_per_group: int) -> list[dict]:

@@ -60,7 +60,7 @@ def run_tracked(
         attempt.status, attempt.started, attempt.tracking_run = "running", now(), run.run_id
         outcome.write()
         say(label, f"started ({planned.why})")
-        started, status = time.perf_counter(), "FAILED"
+        started, status = time.perf_counter(), "failed"
         context = Context(
             step=step,
             config=planned.step.config,
@@ -74,13 +74,15 @@ def run_tracked(
         )
         try:
             result = planned.step.run(context)
-            status = "FINISHED"
+            run.finish("FINISHED")
+            status = "done"
         finally:
-            open_runs.remove(run)
-            run.finish(status)
-            attempt.status, attempt.ended = "done" if status == "FINISHED" else "failed", now()
+            attempt.status, attempt.ended = status, now()
             outcome.write()
-            say(label, f"{'done' if status == 'FINISHED' else 'FAILED'} after {time.perf_counter() - started:.0f} s")
+            say(label, f"{status if status == 'done' else 'FAILED'} after {time.perf_counter() - started:.0f} s")
+            open_runs.remove(run)
+            if status == "failed":
+                run.finish("FAILED")
         return result, run.run_id
 
     status = "FAILED"

@@ -15,7 +15,7 @@ from moca_core.types import Content
 from pipelines.pictures.gallery import draw_gallery
 from pipelines.reporting.pages import page
 from pipelines.runner.step import Context
-from pipelines.tables import open_table, read_table
+from pipelines.tables import parquet_file, read_table
 
 FOUND, CHARACTERS, IMAGES = 5, 220, 2
 PER_TASK, IN_ALL = 8, 120  # queries that are shown
@@ -121,7 +121,7 @@ def _task(name: str, uri: str, rankings_uri: str, count: int) -> dict[str, Any]:
 
 def rows_at(uri: str, places: Collection[int]) -> dict[int, dict]:
     """{place: row} of a table, in the order of `places`. Only row groups that hold one are read."""
-    file, rows, first = open_table(uri), {}, 0
+    file, rows, first = parquet_file(uri), {}, 0  # studies draw several at a time, in threads
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         here = [place for place in places if first <= place < first + count]

@@ -84,4 +84,6 @@ def _run_step(planned: Planned, inputs, execute, environment) -> Artifact:
                 tracking_run=tracking_run,
             ),
         )
+        for name in planned.step.leftovers:  # not before: what comes last in a step may fail, and it goes on from these
+            storage.delete(storage.join(planned.uri, name))
         return Artifact(planned.uri, result)

@@ -49,7 +49,8 @@ class Step:
     """`run(context)` returns the result that later steps read (literals only; paths relative to the step's folder).
 
     `code_version` is raised by hand when the code would now make something else of the same settings. A `resumable` step finds
-    what an interrupted attempt left in its folder; other steps start in an empty one.
+    what an interrupted attempt left in its folder; other steps start in an empty one. `leftovers` are files and folders of it that
+    nobody needs when its record stands.
     """
 
     name: str
@@ -58,3 +59,4 @@ class Step:
     needs: tuple[str, ...] = ()
     code_version: int = 1
     resumable: bool = False
+    leftovers: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from pipelines.pictures.similarities import similarity_histograms
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import StageConfig
 from pipelines.training.pair_streams import held_out_pairs, training_over_pairs
-from pipelines.training.stage import train_stage
+from pipelines.training.stage import leftovers, train_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,8 @@ def finetune_step(
 ) -> Step:
     """The step that trains on from the model of the step `start`, on the pairs of the step `pairs`."""
     needs = tuple(dict.fromkeys(("base", start, pairs)))
-    return Step(name, run, config, needs, code_version=5, resumable=True)
+    unneeded = leftovers(config.snapshots)
+    return Step(name, run, config, needs, code_version=5, resumable=True, leftovers=unneeded)
 
 
 def run(context: Context) -> dict:

@@ -10,7 +10,7 @@ from pipelines.pictures.reconstructions import draw_development, read_moments
 from pipelines.runner.step import Context, Step
 from pipelines.training.config import StageConfig
 from pipelines.training.row_streams import rows_of, training_over_rows
-from pipelines.training.stage import train_stage
+from pipelines.training.stage import leftovers, train_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ class PretrainConfig(StageConfig):
 
 
 def pretrain_step(config: PretrainConfig) -> Step:
-    return Step("pretrain", run, config, needs=("base", "pack"), code_version=4, resumable=True)
+    unneeded = leftovers(config.snapshots)
+    return Step("pretrain", run, config, ("base", "pack"), code_version=4, resumable=True, leftovers=unneeded)
 
 
 def run(context: Context) -> dict:

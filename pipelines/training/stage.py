@@ -21,6 +21,15 @@ CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 SNAPSHOT_FILE = "weights.safetensors"
 
 
+def snapshot_folder(step: int) -> str:
+    return storage.join(SNAPSHOTS, f"step_{step:08d}")
+
+
+def leftovers(snapshots: Sequence[int]) -> tuple[str, ...]:
+    """Of a stage's folder: what its models hold when it is finished."""
+    return (CHECKPOINTS, *(storage.join(snapshot_folder(step), SNAPSHOT_FILE) for step in snapshots))
+
+
 def train_stage(
     context: Context,
     worker_main: Callable[[Worker, dict[str, Any]], dict],
@@ -52,16 +61,13 @@ def train_stage(
     )
     context.say("writing the model")
     chosen = outcome.best_uri if config.keep == "best" else outcome.checkpoint_uri
-    snapshots = [storage.join(SNAPSHOTS, f"step_{step:08d}") for step in config.snapshots]
+    snapshots = [snapshot_folder(step) for step in config.snapshots]
     weights = {context.uri: chosen} | {context.path(folder): context.path(folder) for folder in snapshots}
     writing = [(source, start_model, config.attention, lora, target) for target, source in weights.items()]
     paths = run_tasks(write_model, writing, cpus=1, gpus=0)[0]
     state = outcome.value
     history, validation = state["history"], state["validation"]
     drawn = draw_training(context, history, losses, validation)
-    storage.delete(context.path(CHECKPOINTS))
-    for folder in snapshots:  # its weights are in its model now
-        storage.delete(context.path(folder, SNAPSHOT_FILE))
     return {
         **paths,
         "snapshots": [storage.join(folder, paths["model"]) for folder in snapshots],

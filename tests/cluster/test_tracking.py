@@ -1,5 +1,6 @@
 """MLflow on a SQLite file, without a server."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tracking import Tracker, attach, history, open_tracker, tracking_uri
+from cluster.tracking import Tracker, attach, open_tracker, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +82,49 @@ def test_what_is_left_running_below_a_run_is_killed(tracker: Tracker) -> None:
     other.finish("FINISHED")
 
 
-def test_a_step_logged_again_counts_once(tracker: Tracker) -> None:
-    run = tracker.start_run("restarted")
-    for step in range(4):
-        run.log_metrics({"loss": 10.0 - step}, step)
-    for step in range(2, 6):  # restarted from the checkpoint of step 2
-        run.log_metrics({"loss": 20.0 - step}, step)
-    assert history(run, "loss") == [(0, 10.0), (1, 9.0), (2, 18.0), (3, 17.0), (4, 16.0), (5, 15.0)]
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("mixture/mmc4 data/*.jsonl.gz", "mixture/mmc4 data/_.jsonl.gz"),
+        ("pairs/R&D (2)@abc", "pairs/R_D _2__abc"),
+        ("pairs/Größe", "pairs/Größe"),
+        ("pairs//a/../b", "pairs/b"),
+        ("../up", "up"),
+        ("", "_"),
+        ("x" * 400, "x" * 250),
+    ],
+)
+def test_what_users_call_their_data_is_a_name_that_mlflow_takes(tracker: Tracker, name: str, kept: str) -> None:
+    run = tracker.start_run("names")
+    run.log_metrics({name: 1.0})
+    run.log_params({name: 2})
+    data = run.client.get_run(run.run_id).data
+    assert data.metrics == {kept: 1.0} and data.params == {kept: "2"}
+
+
+@pytest.mark.parametrize("where", ["hf://datasets/owner/name", "s3://bucket/pairs", "builtin", "/data/pairs.jsonl"])
+def test_data_is_recorded_without_being_read(tracker: Tracker, where: str) -> None:
+    run = tracker.start_run("data")
+    digest = hashlib.sha256(where.encode()).hexdigest()
+    run.log_dataset("pairs", where, digest, "train")
+    (recorded,) = run.client.get_run(run.run_id).inputs.dataset_inputs
+    assert where in recorded.dataset.source and recorded.dataset.digest == digest[:36]
+
+
+def test_what_could_not_be_sent_does_not_stop_a_run_from_ending(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracker.start_run("cut off")
+
+    def unreachable(*arguments: object, **named: object) -> None:
+        raise OSError("no route to host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.client, "log_batch", unreachable)
+        with pytest.raises(OSError, match="no route"):
+            run.log_metrics({"loss": 1.0})
+        run.finish("FAILED")
+    assert run.client.get_run(run.run_id).info.status == "FAILED"
 
 
 def test_another_process_attaches_and_buffers(tracker: Tracker, uri: str, tmp_path: Path) -> None:
@@ -114,7 +151,7 @@ print(before, len(run.client.get_metric_history(run.run_id, "loss")))
     before, after = map(int, done.stdout.split())
     assert before < 250  # it did not write 250 times
     assert after == 250
-    assert history(run, "loss")[-1] == (249, 249.0)
+    assert max(p.step for p in run.client.get_metric_history(run.run_id, "loss")) == 249
     assert os.listdir(tmp_path) == []  # no database beside the worker
 
 

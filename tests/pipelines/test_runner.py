@@ -102,6 +102,23 @@ def test_half_of_an_interrupted_attempt_is_cleared_unless_the_step_can_resume(tm
         assert storage.exists(storage.join(planned.uri, "leftover")) == resumable
 
 
+def test_what_a_step_goes_on_from_is_kept_until_its_record_stands(tmp_path):
+    def interrupt():
+        raise OSError("the last upload failed")
+
+    def plan():
+        return make_plan([Step("only", None, Toy(), resumable=True, leftovers=("checkpoints", "never"))], str(tmp_path))
+
+    (planned,) = plan()
+    storage.write_atomic(storage.join(planned.uri, "checkpoints", "weights"), b"x")
+    with pytest.raises(StepFailed):
+        run_plan(plan(), Executor(only=interrupt), {})
+    assert storage.exists(storage.join(planned.uri, "checkpoints", "weights"))
+    run_plan(plan(), Executor(), {})
+    assert not storage.exists(storage.join(planned.uri, "checkpoints"))
+    assert plan()[0].done
+
+
 def test_until_takes_a_step_and_what_it_needs(tmp_path):
     assert [p.step.name for p in make_plan(steps(), str(tmp_path), until="left")] == ["left"]
     assert len(make_plan(steps(), str(tmp_path), until="both")) == 3
