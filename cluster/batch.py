@@ -13,7 +13,6 @@ import pyarrow.dataset as pads
 
 from cluster import storage
 from cluster.placement import for_training, on_cpus, require_room
-from cluster.session import ClusterConfig
 
 _PROGRESS_S = 10.0
 
@@ -25,6 +24,20 @@ class Pool:
     processes: int
     cpus: float
     gpus: float
+
+    @staticmethod
+    def of_all(processes: int | None = None) -> "Pool":
+        """So many processes, or one for every GPU (without any: one), with half of the CPUs: the rest is for what feeds them. Needs
+        `connect` first."""
+        import ray
+
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        count = processes or gpus or 1
+        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+        share = min(there["CPU"] / count, largest) / 2
+        whole = 1 if gpus else int(share)  # Ray takes fractions of one CPU alone
+        return Pool(count, share if share < 1 else whole, 1 if gpus else 0)
 
 
 def run_units(
@@ -49,7 +62,7 @@ def run_units(
     if not count:
         return []
     if pool is not None:
-        require_room(1, pool.cpus, pool.gpus, ClusterConfig.worker_start_timeout_s, training=True)
+        require_room(1, pool.cpus, pool.gpus, training=True)
     results_uri = storage.join(state_uri, "results")
     done = _finished(results_uri)
     if len(done) < count:

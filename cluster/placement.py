@@ -5,7 +5,7 @@ moca.role=training, or anywhere where none does. What wants CPUs alone goes to t
 import time
 from typing import Any
 
-from cluster.session import on_a_cluster
+from cluster.session import on_a_cluster, start_timeout_s
 
 LABEL, TRAINING = "moca.role", "training"  # ray start --labels moca.role=training
 
@@ -28,10 +28,10 @@ def for_training(gpus: float) -> dict[str, Any]:
     return {"label_selector": {LABEL: TRAINING}} if not gpus and any(map(is_for_training, _alive())) else {}
 
 
-def require_room(workers: int, cpus: float, gpus: float, timeout_s: float, *, training: bool = False) -> None:
+def require_room(workers: int, cpus: float, gpus: float, *, training: bool = False) -> None:
     """ValueError unless the cluster's machines can hold that many workers; Ray itself would wait for ever.
 
-    A cluster with an autoscaler is asked to grow and given `timeout_s`. What other work occupies now does not matter: it ends.
+    A cluster with an autoscaler is asked to grow and given `worker_start_timeout_s`. What other work occupies now does not matter: it ends.
     With `training` only machines for training count.
     """
     import ray
@@ -40,7 +40,7 @@ def require_room(workers: int, cpus: float, gpus: float, timeout_s: float, *, tr
         return sum(places(m["Resources"], workers, cpus, gpus) for m in _alive() if not labelled or is_for_training(m))
 
     labelled = training and bool(for_training(gpus))
-    deadline = time.monotonic() + (timeout_s if on_a_cluster() else 0)
+    deadline = time.monotonic() + (start_timeout_s() if on_a_cluster() else 0)
     if room() < workers and on_a_cluster():
         from ray.autoscaler.sdk import request_resources
 

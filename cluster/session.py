@@ -79,6 +79,9 @@ class ClusterConfig(ZeroConfig):
             raise ValueError(f"worker_start_timeout_s {self.worker_start_timeout_s} must be positive")
 
 
+_start_timeout_s = ClusterConfig.worker_start_timeout_s
+
+
 def connect(config: ClusterConfig) -> None:
     """Make `ray` usable in this process, with this project's defaults for Ray Data; calling it again is fine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -88,7 +91,9 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_DATA_STARVATION_WARNING_DELAY_S", str(_NO_PROGRESS_S))
     import ray
 
+    global _start_timeout_s
     with _connecting:
+        _start_timeout_s = config.worker_start_timeout_s
         if not ray.is_initialized():
             variables = {
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -125,6 +130,11 @@ def connect(config: ClusterConfig) -> None:
                     },
                 )
         set_data_defaults()
+
+
+def start_timeout_s() -> float:
+    """How long whoever connected last wants to wait for machines (`worker_start_timeout_s`)."""
+    return _start_timeout_s
 
 
 def set_data_defaults() -> None:

@@ -40,6 +40,11 @@ def is_local(uri: str) -> bool:
     return False
 
 
+def absolute(uri: str) -> str:
+    """A local path (or file://) in full, ~ too; another URI as it is."""
+    return _local(uri) if is_local(uri) else uri
+
+
 def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` below it, on every kind of storage."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])

@@ -13,7 +13,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cluster.storage import is_local, join
+from cluster.storage import absolute, is_local, join
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +43,12 @@ def tracking_uri(root_uri: str, configured: str | None) -> str:
         raise ValueError(
             f"the root {root_uri} is not local, so MLflow needs a server: set MLFLOW_TRACKING_URI, e.g. http://mlflow:5000"
         )
-    return f"sqlite:///{os.path.abspath(os.path.expanduser(root_uri.removeprefix('file://')))}/mlflow.db"
+    return f"sqlite:///{absolute(root_uri)}/mlflow.db"
+
+
+def how_to_look(uri: str) -> str:
+    """For the screen: the address of a server, or the command that shows a database."""
+    return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
 
 
 def open_tracker(uri: str, experiment: str, artifact_root: str) -> "Tracker":
@@ -56,10 +61,8 @@ def open_tracker(uri: str, experiment: str, artifact_root: str) -> "Tracker":
     client = _client(uri)
     found = _first_contact(client, uri, experiment)
     if found is None:
-        location = (
-            artifact_root if not is_local(artifact_root) else os.path.abspath(artifact_root.removeprefix("file://"))
-        )
-        return Tracker(client, client.create_experiment(experiment, artifact_location=join(location, experiment)))
+        location = join(absolute(artifact_root), experiment)
+        return Tracker(client, client.create_experiment(experiment, artifact_location=location))
     if found.lifecycle_stage != "active":
         raise ValueError(
             f"the MLflow experiment {experiment!r} at {uri} is deleted: restore it there, or choose another name"

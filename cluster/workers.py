@@ -99,7 +99,7 @@ def run_workers(
     connect(cluster)
     fewest = cluster.min_workers or cluster.num_workers
     cpus, gpus = cluster.cpus_per_worker, cluster.gpus_per_worker
-    require_room(fewest, cpus, gpus, cluster.worker_start_timeout_s, training=True)
+    require_room(fewest, cpus, gpus, training=True)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.worker_start_timeout_s)
     from ray.train import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -138,7 +138,7 @@ def run_tasks(fn: Callable[..., Any], items: list[tuple], *, cpus: float, gpus: 
 
     if not items:
         return []
-    require_room(1, cpus, gpus, ClusterConfig.worker_start_timeout_s)
+    require_room(1, cpus, gpus)
     task = ray.remote(fn).options(num_cpus=cpus, num_gpus=gpus, **({} if gpus else on_cpus()))
     references = [task.remote(*item) for item in items]
     # Not cancelled at the first error: ray.cancel on a task that is just ending aborts this whole process (Ray 2.60).

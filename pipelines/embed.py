@@ -218,19 +218,16 @@ def progress(bar) -> Callable[[int, int], None]:
 
 
 def on_ray(job: Job, options: argparse.Namespace) -> None:
-    import ray
-
     from cluster.batch import Pool, run_units
     from cluster.session import ClusterConfig, connect
 
     connect(ClusterConfig())
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
     run_units(
         partial(Embed, job),
         len(job.shares()),
         state_uri=storage.join(job.uri, "state"),
         say=lambda line: print(line, file=sys.stderr),
-        pool=Pool(options.workers, 1, gpus),
+        pool=Pool.of_all(options.workers),
     )
 
 

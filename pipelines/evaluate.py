@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     held = [task for layout, path in given if layout == STORED for task in stored_tasks(path, asking)]
     files = tuple(source_of(layout, path, options.images) for layout, path in given if layout != STORED)
     connect(ClusterConfig())
-    pool = workers(options.workers)
+    pool = Pool.of_all(options.workers)
     readers = open_models(models, options.max_tokens, pool)
     for reader in readers:
         say(f"model {reader.label}: {reader.attention}, {reader.digest[:16]}, {reader.uri}")
@@ -155,7 +155,10 @@ def read_prompts(given: str | None) -> Prompts | None:
         return PROMPTS.get(given or "")
     if not given.endswith((".yaml", ".yml")):
         raise ValueError(f"--prompts {given!r}: one of {', '.join(PROMPTS)}, or a .yaml file with `query` and `image`")
-    values = yaml.safe_load(storage.read_bytes(given))
+    try:
+        values = yaml.safe_load(storage.read_bytes(given))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--prompts {given}: {error}") from None
     texts = isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
     if not texts or not set(values) <= {"query", "image"}:
         raise ValueError(f"--prompts {given}: texts under `query` and `image` are expected, got {values!r}")
@@ -169,17 +172,6 @@ def distinct(tasks: list[StoredTask]) -> list[StoredTask]:
             f"two tasks are called {twice[0]}; rename a file or its folder, or evaluate them one after the other"
         )
     return tasks
-
-
-def workers(processes: int | None) -> Pool:
-    """All GPUs, one a process; without any, one process with half of the CPUs."""
-    import ray
-
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
-    return Pool(
-        processes or gpus or 1, 1 if gpus else max(1, int(there["CPU"] / 2 / (processes or 1))), 1 if gpus else 0
-    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipelines.report import write_report
 from pipelines.runner.fingerprint import differences
 from pipelines.runner.outcome import Outcome, attempts
 from pipelines.runner.plan import Planned, make_plan
-from pipelines.runner.record import Artifact
+from pipelines.runner.record import Artifact, read
 from pipelines.runner.scheduler import StepFailed
 from pipelines.tracked import CLOCK, canonical_settings, cause_of, run_tracked
 
@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(cause, (ValueError, FileNotFoundError, FloatingPointError)):
             traceback.print_exception(cause)
         print(f"error: {failure}: {cause}", file=sys.stderr)
+        link_latest(plan, root)
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)
         print(f"look:  {write_report(root)}", file=sys.stderr)
         return 1
@@ -78,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
             "\ninterrupted; what is finished is kept: the same command goes on from there", file=sys.stderr, flush=True
         )
         os._exit(130)  # threads of running steps wait for the cluster, which ends with this process
-    print_outcome(artifacts, root, tracking_uri)
+    link_latest(plan, root)
+    print_outcome(artifacts, tracking_uri)
     print(f"look:  {write_report(root)}")
     return 0
 
@@ -109,7 +111,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def resolve_root(given: str | None, recipe: str) -> str:
     """The root as an absolute path or URI. A Ray job runs in a folder that is removed with it, so its default lies in the home folder."""
     if root := given or os.environ.get("MOCA_ROOT"):
-        return root if not storage.is_local(root) else str(Path(root.removeprefix("file://")).absolute())
+        return storage.absolute(root)
     name = Path(recipe).stem
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return str(Path.home() / "moca-runs" / name)
@@ -125,20 +127,25 @@ def print_plan(plan: list[Planned], absent: dict[str, str], root: str) -> None:
     sys.stdout.flush()
 
 
-def print_outcome(artifacts: dict[str, Artifact], root: str, tracking_uri: str) -> None:
-    """Where everything is; locally also as links that do not change from run to run."""
-    if storage.is_local(root):
-        for name, artifact in artifacts.items():
-            link = Path(root, "latest", name)
+def link_latest(plan: list[Planned], root: str) -> None:
+    """What is finished also below a path that does not change from run to run; locally."""
+    if not storage.is_local(root):
+        return
+    for planned in plan:
+        if read(planned.uri):
+            link = Path(root, "latest", planned.step.name)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(artifact.uri, link.parent))
+            link.symlink_to(os.path.relpath(planned.uri, link.parent))
+
+
+def print_outcome(artifacts: dict[str, Artifact], tracking_uri: str) -> None:
     print(f"\nfinished in {time.perf_counter() - CLOCK:.0f} s")
     if "evaluate" in artifacts:
         print("\n" + storage.read_bytes(artifacts["evaluate"].path("scores.md")).decode())
     for name, artifact in artifacts.items():
         print(f"{name:<10}{artifact.uri}")
-    print(f"\nlook:  mlflow ui --backend-store-uri {tracking_uri}")
+    print(f"\nlook:  {tracking.how_to_look(tracking_uri)}")
     if "export" in artifacts:
         print(f'use:   python pipelines/embed.py --model {artifacts["export"].path("model")} "some text" image.png')
 

@@ -115,7 +115,13 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
         target = changes
         for section in sections:
             target = target.setdefault(section, {})
-        target[leaf] = yaml.safe_load(value)
+        try:
+            target[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"--set {override!r}: {value!r} is no YAML ({str(error).splitlines()[0]}); a pattern or a text with *, : or # needs "
+                "quotes of its own, such as --set 'finetune.exclude=[\"*_page\"]'"
+            ) from None
     return merge(recipe, changes, "")
 
 

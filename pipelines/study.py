@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         folder = storage.join(root, folder)
         print("\n" + write_report(runs, failures, root, folder, study, options.metric))
-        print(f"table, pictures and every score: {folder}\nlook:  mlflow ui --backend-store-uri {uri}")
+        print(f"table, pictures and every score: {folder}\nlook:  {tracking.how_to_look(uri)}")
         status = "FAILED" if failures else "FINISHED"
     except NoRoom as error:
         print(f"error: {error}", file=sys.stderr)

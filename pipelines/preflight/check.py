@@ -1,11 +1,13 @@
 """Demands against machines: a line of arithmetic for each, and which of them can never be met."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.machines import Machine
 from cluster.placement import places
 from pipelines.preflight.demand import EMBEDDING, TRAINING, Demand
+
+FEEDING_CPUS = {"training": 0.25, "embedding": 1.0}  # of the tasks of pipelines/training/stream.py, of cluster/batch.py
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ def check(demands: Iterable[Demand], machines: list[Machine], most: dict[str, fl
         seats = [places(machine.resources, demand.workers, demand.cpus, demand.gpus) for machine in there]
         room = sum(seats)
         findings.append(_room(demand, there, room, most))
+        if starved := _starved(demand, machines, room):
+            findings.append(replace(starved, met=None) if most else starved)
         if room < demand.fewest or not demand.device:
             continue
         taken = [(machine, min(seat, demand.workers)) for machine, seat in zip(there, seats, strict=True) if seat]
@@ -51,6 +55,19 @@ def _room(demand: Demand, there: list[Machine], room: int, most: dict[str, float
     enough = most.get("CPU", 0) >= demand.fewest * demand.cpus and most.get("GPU", 0) >= demand.fewest * demand.gpus
     grown = f"{most.get('CPU', 0):g} CPU, {most.get('GPU', 0):g} GPU when it has grown"
     return Finding(demand.step, f"{each}; {has}; {grown}", None if enough else False)
+
+
+def _starved(demand: Demand, machines: list[Machine], room: int) -> Finding | None:
+    """Workers that take every CPU wait for ever for the tasks that feed them."""
+    feeding = FEEDING_CPUS["training" if demand.step in TRAINING else "embedding"]
+    taken = min(room, demand.workers) * demand.cpus
+    spare = sum(machine.cpus for machine in machines) - taken
+    if demand.step not in (*TRAINING, *EMBEDDING) or room < demand.fewest or spare >= feeding:
+        return None
+    what = (
+        f"CPU for the tasks that feed them: workers take {taken:g} and leave {spare:g}; lower cluster.cpus_per_worker"
+    )
+    return Finding(demand.step, what, False)
 
 
 def _device(demand: Demand, taken: list[tuple[Machine, int]]) -> Finding:

@@ -1,6 +1,6 @@
 """demo: the whole system in minutes on two CPU cores, offline.
 
-Command: make run. A 1.6 M parameter model trained from nothing on the documentation, plots and digits that the installation holds.
+Command: make run. A model of 2 M parameters trained from nothing on the documentation, plots and digits that the installation holds.
 """
 
 from cluster.workers import ClusterConfig

@@ -19,9 +19,8 @@ Fine-tuning. 2048 pairs on 8 GPUs are 256 pairs, or 1,024 queries, positives and
 activations a token (half of images, selective) they would need 1.8 TB at once. GradCache embeds 8,192 tokens at a time
 (cluster.tokens_per_forward), which is 36 GB, for the price of a second forward pass [calculated]. GPUs of 141 GB take 16,384.
 
-Time. Pre-training is 3,311 steps of 64 rows of 8,192 tokens, 1.7 billion tokens. At 17,000 tokens a second on an H200,
-which is a target and was never measured, that is 3.5 hours on 8 of them. What the other steps take is not known. The
-paper states no hours.
+Time. Pre-training is 3,311 steps of 64 rows of 8,192 tokens, 1.7 billion tokens. docs/clusters.md calculates
+hours; none were measured, and the paper states none.
 """
 
 from cluster.workers import ClusterConfig

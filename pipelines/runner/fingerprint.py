@@ -5,6 +5,8 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+ABSENT = "absent"  # a setting that the code did not have then, or has no more
+
 
 def canonical(value: Any) -> Any:
     """JSON values of a config. An object with an `identity()` method is what that returns: so a folder becomes its content.
@@ -37,7 +39,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         return [
             line
             for key in sorted(old.keys() | new.keys())
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            for line in differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{path}.{key}" if path else key)
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [

@@ -41,7 +41,12 @@ class BaseConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model and storage.is_local(self.model) and not self.on_hub() and not os.path.isdir(self.model):
+        if (
+            self.model
+            and storage.is_local(self.model)
+            and not self.on_hub()
+            and not os.path.isdir(storage.absolute(self.model))
+        ):
             raise ValueError(
                 f"base.model={self.model!r} is neither a folder, an s3:// URI nor a name on the hub (owner/name)"
             )

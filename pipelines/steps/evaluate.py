@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass, replace
 
-from cluster import storage
 from cluster.batch import Pool
 from moca_core.benchmarks import PROMPTS
 from pipelines.evaluation import report
@@ -20,8 +19,9 @@ MODELS = ("base", "pretrain", "finetune", "average")
 class EvaluateConfig:
     """`max_tokens` is the longest query or candidate; `models` are the stages compared ("base" is the model before training).
 
-    Without `models` all stages are that the recipe has. Every model is read with the attention that its folder declares. `prompts` are
-    one of the sets of moca_core/benchmarks; without it a task of a public benchmark is asked with that benchmark's, any other with none.
+    Without `models` all stages are that the recipe has; they stand in the order of training. Every model is read with the
+    attention that its folder declares. `prompts` are one of the sets of moca_core/benchmarks; without it a task of a public benchmark is
+    asked with that benchmark's, any other with none.
     """
 
     max_tokens: int = 512
@@ -37,8 +37,9 @@ class EvaluateConfig:
 
 def evaluate_step(config: EvaluateConfig, stages: tuple[str, ...]) -> Step:
     """`stages` are those that the recipe has, from the first to the last."""
-    config = config if config.models else replace(config, models=stages)
-    return Step("evaluate", run, config, needs=("pairs", *config.models), code_version=5, resumable=True)
+    config = replace(config, models=tuple(name for name in MODELS if name in (config.models or stages)))
+    # Another evaluation of this pipeline is one of other models: it would not find these.
+    return Step("evaluate", run, config, ("pairs", *config.models), 5, resumable=True, leftovers=("vectors",))
 
 
 def run(context: Context) -> dict:
@@ -82,10 +83,8 @@ def run(context: Context) -> dict:
         "scores.csv": report.scores_csv(document),
     }
     for name, content in files.items():
-        storage.write_atomic(context.path(name), content)
-        context.run.log_artifact(storage.localize(context.path(name)))
+        context.keep(name, content)
     keep_galleries(context, {task.name: task.uri for task in tasks}, evaluated.rankings)
-    storage.delete(vectors_uri)  # another evaluation of this pipeline is one of other models
     return {
         "scores": scores,
         "ndcg_at_5": ndcg_at_5,

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Literal
 
-from cluster import storage
 from cluster.batch import Pool, run_units
 from pipelines.mining.config import START, MineConfig
 from pipelines.mining.passes import Embed, Search, train_file, write_keys, write_mined
@@ -20,7 +19,9 @@ SEARCH_UNITS = 16  # units whose queries are searched for together: the vectors 
 def mine_step(config: MineConfig, model: Literal["base", "pretrain", "warmup"]) -> Step:
     """`model` is the step whose model mines, where the settings name no other."""
     needs = ("pairs", model) if config.model == START else ("pairs",)
-    return Step("mine", run, config, needs, code_version=2, resumable=True)
+    # The state first: what it calls finished is there.
+    passed = ("state", "keys", "vectors", "found")
+    return Step("mine", run, config, needs, code_version=2, resumable=True, leftovers=passed)
 
 
 def run(context: Context) -> dict:
@@ -52,8 +53,6 @@ def run(context: Context) -> dict:
     context.keep("examples.md", examples.encode())
     found = {task: figures.negatives for task, figures in mined.items()}
     context.keep("mined.png", count_bars("hard negatives found", found))
-    for passed in ("state", "keys", "vectors", "found"):  # the state first: what it calls finished is there
-        storage.delete(context.path(passed))
     return {
         "train": {task: [[train_file(unit), unit.rows] for unit in units.of_task(task)] for task in tasks},
         "rows_per_group": units.rows_per_group,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.batch import Pool
 from cluster.placement import places
 from tests.faults.machines import Machines
 
@@ -113,3 +114,22 @@ def test_places_of_a_machine() -> None:
     assert places({"GPU": 3.0}, 9, 0.5, 1) == 0
     assert places({"CPU": 0.3}, 9, 0.1, 0) == 3  # 0.3 / 0.1 is a little less
     assert places({}, 9, 0, 0) == 9
+
+
+@pytest.mark.parametrize(
+    ("machines", "asked", "pool"),
+    [
+        ([{"CPU": 4}], None, Pool(1, 2, 0)),
+        ([{"CPU": 4}], 4, Pool(4, 0.5, 0)),  # with a CPU each nothing would be left to what feeds them
+        ([{"CPU": 8}] * 4, None, Pool(1, 4, 0)),  # half of what one machine has
+        ([{"CPU": 8, "GPU": 8}], None, Pool(8, 0.5, 1)),
+        ([{"CPU": 64, "GPU": 4}, {"CPU": 32}], None, Pool(4, 1, 1)),
+    ],
+)
+def test_a_pool_of_all_leaves_half_of_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, machines: list[dict], asked: int | None, pool: Pool
+) -> None:
+    total = {kind: sum(machine.get(kind, 0) for machine in machines) for kind in ("CPU", "GPU")}
+    monkeypatch.setattr("ray.cluster_resources", lambda: total)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Resources": machine, "Alive": True} for machine in machines])
+    assert Pool.of_all(asked) == pool

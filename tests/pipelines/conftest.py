@@ -71,7 +71,10 @@ def run_step(
         tracking_uri="",
         say=(said if said is not None else []).append,
     )
-    return Artifact(uri, json.loads(json.dumps(step.run(context), allow_nan=False)))
+    result = json.loads(json.dumps(step.run(context), allow_nan=False))
+    for name in step.leftovers:
+        storage.delete(storage.join(uri, name))
+    return Artifact(uri, result)
 
 
 def units_here(fn: Callable, count: int, *, state_uri: str, say: Callable, pool: Pool | None = None) -> list[dict]:

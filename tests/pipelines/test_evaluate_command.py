@@ -66,7 +66,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "run_units", units_here)
     monkeypatch.setattr(engine, "run_tasks", lambda fn, items, **_: [fn(*item) for item in items])
     monkeypatch.setattr(evaluate, "connect", lambda _: None)
-    monkeypatch.setattr(evaluate, "workers", lambda _: Pool(1, 1, 0))
+    monkeypatch.setattr(Pool, "of_all", lambda _: Pool(1, 1, 0))
 
 
 def command(given: Path, out: Path, *more: str, models: tuple[str, ...] = ("a", "b")) -> int:
@@ -142,6 +142,7 @@ def test_prompts_of_a_file_are_for_all_tasks(given: Path, tmp_path: Path) -> Non
         (["--tasks", "stored=ROOT/pairs", "stored=ROOT/pairs"], "two tasks are called deep/task"),
         (["--tasks", "mteb:Vidore2BioMedicalLecturesRetreival"], "Did you mean: 'Vidore2BioMedicalLecturesRetrieval'"),
         (["--tasks", "stored=ROOT/pairs", "--prompts", "mocca"], "--prompts 'mocca': one of none, moca"),
+        (["--tasks", "stored=ROOT/pairs", "--prompts", "ROOT/broken.yaml"], "broken.yaml: while "),
         (["--tasks", "stored=ROOT/pairs", "--model", "ROOT/own"], "no config.json there"),
         (["--tasks", "stored=ROOT/pairs", "--model", "x=ROOT/a/model", "x=ROOT/b/model"], "two of one name"),
         (["--tasks", "stored=ROOT/pairs", "--max-tokens", "20"], "max_tokens=20 cannot hold one image"),
@@ -150,6 +151,7 @@ def test_prompts_of_a_file_are_for_all_tasks(given: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_meant_is_refused(
     given: Path, tmp_path: Path, capsys, arguments: list[str], message: str
 ) -> None:
+    (given / "broken.yaml").write_text("query: [a")
     arguments = [argument.replace("ROOT", str(given)) for argument in arguments]
     model = [] if "--model" in arguments else ["--model", f"{given}/a/model"]
     assert evaluate.main([*model, "--out", str(tmp_path), *arguments]) == 1

@@ -59,3 +59,6 @@ def test_data_is_what_it_holds_not_where_it_lies(tmp_path):
 def test_differences_name_the_field_and_both_values():
     old, new = {"mlm_ratio": 0.4, "deep": {"x": [1, 2]}}, {"mlm_ratio": 0.3, "deep": {"x": [1, 3]}}
     assert differences(old, new) == ["deep.x[1]: 2 -> 3", "mlm_ratio: 0.4 -> 0.3"]
+    assert differences({}, {"lora": None}) == [
+        'lora: "absent" -> null'
+    ]  # a new setting changes the fingerprint, so it is a reason

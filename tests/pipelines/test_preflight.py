@@ -56,6 +56,17 @@ def test_what_is_too_much_is_named_and_nothing_else(change, broken):
     assert [name for name, met in found.items() if not met] == [broken] and found[broken] is False
 
 
+def test_workers_that_leave_no_cpu_to_what_feeds_them_are_refused():
+    box = replace(BOX, cpus=16)
+    starved = "CPU for the tasks that feed them"
+    assert verdicts(TRAINS, box)[starved] is False
+    assert starved not in verdicts(TRAINS, box, DATA)
+    assert starved not in verdicts(replace(TRAINS, cpus=1.9), box)
+    assert verdicts(TRAINS, box, most={"CPU": 64, "GPU": 8})[starved] is None
+    assert verdicts(Demand("evaluate", 16, 1, 1, 0), box)[starved] is False
+    assert starved not in verdicts(Demand("evaluate", 15, 1, 1, 0), box)
+
+
 def test_fewer_workers_will_do_where_the_recipe_says_so():
     assert verdicts(replace(TRAINS, workers=16), BOX)["GPU memory"] is True
     assert all(finding.met for finding in check([replace(TRAINS, workers=16)], [BOX], None))
@@ -145,14 +156,14 @@ def test_the_smallest_gpu_of_a_machine_counts(tmp_path: Path, monkeypatch: pytes
 
 
 def test_plans_side_by_side_need_room_for_the_training_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers of half a CPU each, on two CPUs: two plans fit, three do not. Steps that take turns ask for no more."""
-    small = Machine("10.0.0.4", 2, 0, False, 8e9, 1e9, 40e9)
+    """Two workers of half a CPU each, on two and a half CPUs: two plans fit, three do not. Steps that take turns ask for no more."""
+    small = Machine("10.0.0.4", 2.5, 0, False, 8e9, 1e9, 40e9)
     monkeypatch.setattr("pipelines.preflight.run.machines", lambda: [small])
     monkeypatch.setattr("pipelines.preflight.run.most_of_autoscaler", lambda: None)
     recipe = load_recipe("demo", ["cluster.worker_start_timeout_s=0.01"])
     plan, said = make_plan(build(recipe), str(tmp_path)), []
     preflight(recipe, plan, said.append, at_once=2)
-    assert any("4 worker(s) of 0.5 CPU; 2 CPU, 0 GPU on 1 machine(s): room for 4" in line for line in said)
-    with pytest.raises(NoRoom, match=r"NO\s+pretrain\s+6 worker\(s\) of 0.5 CPU; .* room for 4") as refused:
+    assert any("4 worker(s) of 0.5 CPU; 2.5 CPU, 0 GPU on 1 machine(s): room for 5" in line for line in said)
+    with pytest.raises(NoRoom, match=r"NO\s+pretrain\s+6 worker\(s\) of 0.5 CPU; .* room for 5") as refused:
         preflight(recipe, plan, said.append, at_once=3)
     assert "corpus" not in str(refused.value) and "evaluate" not in str(refused.value)

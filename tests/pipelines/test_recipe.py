@@ -4,6 +4,7 @@ import pytest
 
 from moca_core.lora import Lora
 from pipelines import full
+from pipelines.dag import build
 from pipelines.recipe import RECIPES, load_recipe, named_recipe
 from pipelines.runner.fingerprint import canonical
 
@@ -71,6 +72,7 @@ def test_overrides_reach_their_field_with_the_field_s_type():
         ("mine.negatives=200", r"top_k=100 must be at least skip_top \+ negatives = 200"),
         ("mine.max_positive_share=95", "max_positive_share=95.0 must be above 0 and at most 1, or null"),
         ("mine.negatives=-1", "negatives=-1 must be at least 0"),
+        ("finetune.exclude=[*_page]", r"'\[\*_page\]' is no YAML .* needs quotes of its own"),
         ("mlm_ratio=0.3", "stage.key=value is expected"),
         ("pretrain", "stage.key=value is expected"),
     ],
@@ -118,3 +120,25 @@ def test_dry_run_plans_and_runs_nothing(tmp_path, capsys):
         for name in ("corpus", "pairs", "clean", "base", "pack", "pretrain", "finetune", "evaluate", "export")
     ]
     assert not (tmp_path / "root").exists()
+
+
+def test_models_are_scored_in_the_order_of_training(tmp_path):
+    """Whoever reads the scores takes the first as the beginning and the last as the model that is exported."""
+    (step,) = [
+        step for step in build(load_recipe("demo", ["evaluate.models=[finetune, base]"])) if step.name == "evaluate"
+    ]
+    assert step.config.models == ("base", "finetune") and step.needs == ("pairs", "base", "finetune")
+
+
+def test_a_home_folder_is_meant_as_such(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (
+        full.resolve_root("~/runs", "demo")
+        == full.resolve_root(f"file://{tmp_path}/runs", "demo")
+        == f"{tmp_path}/runs"
+    )
+    assert full.resolve_root("s3://bucket/runs", "demo") == "s3://bucket/runs"
+    (tmp_path / "model").mkdir()
+    assert load_recipe("demo", ["base.model=~/model"]).base.model == "~/model"
+    with pytest.raises(ValueError, match="neither a folder"):
+        load_recipe("demo", ["base.model=~/none"])

@@ -339,6 +339,7 @@ def test_the_command_leaves_a_report_of_a_run_that_failed_or_was_cut_short(
     ):
         assert part in page.words, part
     assert outcomes.read(root).failed == ["pairs"]
+    assert [link.name for link in (tmp_path / "root" / "latest").iterdir()] == ["corpus"]  # what is finished
 
     assert full.main([*command, "--until", "corpus"]) == 0
     words = Page(storage.read_bytes(f"{root}/report.html")).words
