@@ -147,11 +147,12 @@ class Rows:
         self.uris.append(uri)
 
     def of(self, keys: set[str]) -> pa.Table:
-        """The rows of these keys, once each."""
-        tables = [read_table(uri, filters=pa.compute.field("key").isin(keys)) for uri in self.uris]
-        if not tables:
-            return schema(1).empty_table()
-        return pa.concat_tables(tables)
+        """The rows of these keys, once each, also where a run was killed after its index was written, with its parts still there."""
+        tables, left = [], set(keys)
+        for uri in self.uris:
+            tables.append(read_table(uri, filters=pa.compute.field("key").isin(pa.array(left, pa.string()))))
+            left.difference_update(tables[-1]["key"].to_pylist())
+        return pa.concat_tables(tables) if tables else schema(1).empty_table()
 
 
 def schema(dimension: int) -> pa.Schema:

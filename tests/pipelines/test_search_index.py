@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster import storage
 from moca_core.embedder import Embedder
 from moca_core.types import Segment
 from pipelines.search import main
@@ -79,6 +80,24 @@ def test_a_stopped_index_is_taken_over(model, tmp_path, monkeypatch, counted):
     counted.clear()
     assert make(folder, model, out) == 0
     assert sum(counted) == 19 - kept and len(Searcher(str(out))) == 19
+
+
+def test_a_run_that_is_killed_before_its_parts_are_gone_leaves_every_entry_once(model, tmp_path, monkeypatch, counted):
+    folder, out = write_documents(tmp_path / "folder"), tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", interrupted)
+        assert make(folder, model, out) == 130
+    assert (out / "index.json").exists() and list(out.glob("parts-*"))
+    counted.clear()
+    (folder / "page.html").unlink()
+    assert make(folder, model, out) == 0 and counted == []
+    searcher = Searcher(str(out))
+    assert len(searcher) == len({hit.id for hit in searcher.search((Segment(text="a"),), 100)}) == 18
+    assert not list(out.glob("parts-*"))
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def write_pdf(path, pages=6):
