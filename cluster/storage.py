@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from cluster import hub
 
-_UNFINISHED = ".unfinished-"  # names that start so are files in the making, invisible to every reader
+UNFINISHED = ".unfinished-"  # names that start so are files in the making, invisible to every reader
 _EDGE_BYTES = 64 * 1024
 _READ_FILES = 2000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -116,7 +116,7 @@ def list_files(uri: str) -> list[tuple[str, int]]:
         for path, info in storage.find(root, detail=True).items():
             if info["type"] == "file" and not path.endswith("/"):  # some tools put empty "folder/" keys
                 found.append((path.removeprefix(root).lstrip("/") or PurePosixPath(path).name, info["size"]))
-    return sorted((path, size) for path, size in found if not PurePosixPath(path).name.startswith(_UNFINISHED))
+    return sorted((path, size) for path, size in found if not PurePosixPath(path).name.startswith(UNFINISHED))
 
 
 def delete(uri: str) -> None:
@@ -187,7 +187,7 @@ def build_once(key: str, build: Callable[[str], None]) -> str:
     final = cache / key
     with FileLock(cache / f"{key}.lock"):
         if not final.exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=_UNFINISHED) as unfinished:
+            with tempfile.TemporaryDirectory(dir=cache, prefix=UNFINISHED) as unfinished:
                 work = os.path.join(unfinished, "content")
                 os.mkdir(work)
                 build(work)
@@ -252,14 +252,14 @@ def _named_files(storage: Any, uri: str, root: str) -> list[tuple[str, str, int]
 
 def _is_bookkeeping(name: str) -> bool:
     *folders, last = PurePosixPath(name).parts
-    return last.startswith(_UNFINISHED) or bool({".git", ".cache"} & set(folders))
+    return last.startswith(UNFINISHED) or bool({".git", ".cache"} & set(folders))
 
 
 @contextlib.contextmanager
 def _local_writer(path: str) -> Iterator[BinaryIO]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    unfinished = target.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         with open(unfinished, "wb") as file:
             yield file

@@ -30,7 +30,7 @@ ROWS_PER_GROUP = 16
 MANIFEST = "index.json"
 REJECTIONS = "rejected.parquet"
 REJECTIONS_OF_PARTS = "rejected.json"
-OWN = ("entries-*.parquet", "nearest-*.faiss", "parts-*")
+OWN = ("entries-*.parquet", "nearest-*.faiss", "parts-*", f"{storage.UNFINISHED}*")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_manifest(index: str) -> Manifest | None:
         stored = json.loads(path.read_text())
         return Manifest(**stored | {"rejected": _rejected_from(stored.get("rejected", {}))})
     begun = path.parent.iterdir() if path.parent.exists() else ()
-    if not all(found.match("parts-*") or found.name == REJECTIONS for found in begun):
+    if not all(any(map(found.match, (*OWN, REJECTIONS))) for found in begun):
         raise ValueError(f"{index} is no index, and not empty: name another place")
     return None
 

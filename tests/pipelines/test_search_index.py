@@ -96,6 +96,17 @@ def test_a_run_that_is_killed_before_its_parts_are_gone_leaves_every_entry_once(
     assert not list(out.glob("parts-*"))
 
 
+def test_a_run_that_is_killed_while_it_writes_its_first_index_is_taken_over(model, tmp_path, monkeypatch, counted):
+    folder, out = write_documents(tmp_path / "folder"), tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr("faiss.write_index", interrupted)
+        assert make(folder, model, out) == 130
+    (out / f"{storage.UNFINISHED}0").touch()  # what a kill in the middle of a file leaves
+    counted.clear()
+    assert make(folder, model, out) == 0 and counted == [] and len(Searcher(str(out))) == 19
+    assert not list(out.glob(f"{storage.UNFINISHED}*"))
+
+
 def interrupted(*args):
     raise KeyboardInterrupt
 
