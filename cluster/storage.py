@@ -45,6 +45,12 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def is_within(uri: str, folder: str) -> bool:
+    """Whether `uri` is `folder` or lies below it, however both are written; local links are followed."""
+    place, root = (Path(_local(name)).resolve() if is_local(name) else PurePosixPath(name) for name in (uri, folder))
+    return place.is_relative_to(root)
+
+
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of `uri`, and the path on it (an absolute path, "bucket/key", or "datasets/OWNER/NAME/...").
 

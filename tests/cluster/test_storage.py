@@ -242,6 +242,26 @@ def test_unknown_scheme_is_named() -> None:
             call("gs://bucket/x")
 
 
+def test_what_lies_within_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for uri, folder in (
+        (f"{tmp_path}/a/v.npy", f"file://{tmp_path}/a/"),
+        (f"file://{tmp_path}/link/v.npy", f"{tmp_path}/a"),
+        (f"{tmp_path}/a", f"{tmp_path}/b/../a"),
+        ("s3://pages/a/v.npy", "s3://pages/a/"),
+        ("s3://pages/v.npy", "s3://pages"),
+    ):
+        assert storage.is_within(uri, folder)
+    for uri, folder in (
+        (f"{tmp_path}/ab/v.npy", f"{tmp_path}/a"),
+        ("s3://pages/ab/v.npy", "s3://pages/a"),
+        (f"{tmp_path}/a/v.npy", "s3://pages/a"),
+        ("s3://pages/a/v.npy", "/"),
+        ("s3://pages/a/v.npy", "hf://datasets/pages/a"),
+    ):
+        assert not storage.is_within(uri, folder)
+
+
 def test_forms_of_a_local_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
