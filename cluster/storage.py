@@ -139,13 +139,15 @@ def delete(uri: str) -> None:
 
 
 def upload(local_dir: str, uri: str) -> None:
-    """Copy everything below a local folder to below `uri`. Not atomic: write a marker last with `write_atomic`."""
+    """Copy what is below a local folder to below `uri`, without what `digest` does not look at: the .git of a clone holds its
+    weights a second time. Not atomic: write a marker last with `write_atomic`.
+    """
     _check_writable(uri)
     if is_local(uri):
-        shutil.copytree(local_dir, _local(uri), dirs_exist_ok=True)
+        shutil.copytree(local_dir, _local(uri), dirs_exist_ok=True, ignore=_bookkeeping)
         return
     storage, path = _fsspec(uri)
-    names = [name for name, _ in list_files(local_dir)]
+    names = [name for name, _ in list_files(local_dir) if not _is_bookkeeping(name)]
     sources, targets = [os.path.join(local_dir, name) for name in names], [f"{path}/{name}" for name in names]
     # Up to two parts of each of eight files are in memory.
     storage.put(sources, targets, batch_size=8, chunksize=storage.default_block_size)
@@ -256,9 +258,14 @@ def _named_files(storage: Any, uri: str, root: str) -> list[tuple[str, str, int]
     return [file for file in files if not _is_bookkeeping(file[0])]
 
 
+def _bookkeeping(_: str, names: list[str]) -> list[str]:
+    """Of the names in a folder: what `shutil.copytree` is to leave out."""
+    return [name for name in names if _is_bookkeeping(name)]
+
+
 def _is_bookkeeping(name: str) -> bool:
-    *folders, last = PurePosixPath(name).parts
-    return last.startswith(UNFINISHED) or bool({".git", ".cache"} & set(folders))
+    parts = PurePosixPath(name).parts
+    return parts[-1].startswith(UNFINISHED) or not {".git", ".cache"}.isdisjoint(parts)
 
 
 @contextlib.contextmanager

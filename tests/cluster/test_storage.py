@@ -75,6 +75,16 @@ def test_upload_then_localize(root: str, tmp_path: Path) -> None:
     assert Path(storage.localize(storage.join(root, "b"))).read_bytes() == b"c"
 
 
+def test_upload_takes_what_the_digest_is_of(root: str, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    kept = [".gitattributes", "model.safetensors", "nested/config.json"]
+    for name in (*kept, ".git/lfs/objects/model", "nested/.git", ".cache/huggingface/model.metadata"):
+        storage.write_atomic(str(clone / name), name.encode())
+    storage.upload(str(clone), root)
+    assert [name for name, _ in storage.list_files(root)] == kept
+    assert storage.digest(root) == storage.digest(str(clone))
+
+
 def test_localize_downloads_once(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(f"{s3}/once")
     downloads = []
