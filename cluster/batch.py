@@ -4,12 +4,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import pyarrow.dataset as pads
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.placement import for_training, on_cpus, require_room
@@ -134,13 +136,18 @@ class _StayingUnit(_Unit):
 
 
 def _finished(uri: str) -> dict[int, dict[str, Any]]:
-    """{number: result} of the units whose results are on storage."""
-    names = [name for name, _ in storage.list_files(uri) if name.endswith(".parquet")]
-    if not names:
-        return {}
+    """{number: result} of the units whose results are on storage, whole: a kill or a full disk can leave a part of a file."""
     fs, path = storage.filesystem(uri)
-    table = pads.dataset([f"{path}/{name}" for name in names], filesystem=fs, format="parquet").to_table()
-    return {row["id"]: json.loads(row["result"]) for row in table.to_pylist()}
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        try:
+            return pq.read_table(f"{path}/{name}", filesystem=fs).to_pylist()
+        except pa.ArrowInvalid:
+            return []
+
+    names = [name for name, _ in storage.list_files(uri) if name.endswith(".parquet")]
+    with ThreadPoolExecutor(16) as threads:  # on S3 a request is all waiting
+        return {row["id"]: json.loads(row["result"]) for found in threads.map(rows, names) for row in found}
 
 
 @contextmanager

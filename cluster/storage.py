@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from cluster import hub
 
-_UNFINISHED = ".unfinished-"  # names that start so are files in the making, invisible to every reader
+UNFINISHED = ".unfinished-"  # names that start so are files in the making, invisible to every reader
 _EDGE_BYTES = 64 * 1024
 _READ_FILES = 2000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -48,6 +48,12 @@ def absolute(uri: str) -> str:
 def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` below it, on every kind of storage."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether `uri` is `folder` or lies below it, however both are written; local links are followed."""
+    place, root = (Path(_local(name)).resolve() if is_local(name) else PurePosixPath(name) for name in (uri, folder))
+    return place.is_relative_to(root)
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -121,7 +127,7 @@ def list_files(uri: str) -> list[tuple[str, int]]:
         for path, info in storage.find(root, detail=True).items():
             if info["type"] == "file" and not path.endswith("/"):  # some tools put empty "folder/" keys
                 found.append((path.removeprefix(root).lstrip("/") or PurePosixPath(path).name, info["size"]))
-    return sorted((path, size) for path, size in found if not PurePosixPath(path).name.startswith(_UNFINISHED))
+    return sorted((path, size) for path, size in found if not PurePosixPath(path).name.startswith(UNFINISHED))
 
 
 def delete(uri: str) -> None:
@@ -138,13 +144,15 @@ def delete(uri: str) -> None:
 
 
 def upload(local_dir: str, uri: str) -> None:
-    """Copy everything below a local folder to below `uri`. Not atomic: write a marker last with `write_atomic`."""
+    """Copy what is below a local folder to below `uri`, without what `digest` does not look at: the .git of a clone holds its
+    weights a second time. Not atomic: write a marker last with `write_atomic`.
+    """
     _check_writable(uri)
     if is_local(uri):
-        shutil.copytree(local_dir, _local(uri), dirs_exist_ok=True)
+        shutil.copytree(local_dir, _local(uri), dirs_exist_ok=True, ignore=_bookkeeping)
         return
     storage, path = _fsspec(uri)
-    names = [name for name, _ in list_files(local_dir)]
+    names = [name for name, _ in list_files(local_dir) if not _is_bookkeeping(name)]
     sources, targets = [os.path.join(local_dir, name) for name in names], [f"{path}/{name}" for name in names]
     # Up to two parts of each of eight files are in memory.
     storage.put(sources, targets, batch_size=8, chunksize=storage.default_block_size)
@@ -192,7 +200,7 @@ def build_once(key: str, build: Callable[[str], None]) -> str:
     final = cache / key
     with FileLock(cache / f"{key}.lock"):
         if not final.exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=_UNFINISHED) as unfinished:
+            with tempfile.TemporaryDirectory(dir=cache, prefix=UNFINISHED) as unfinished:
                 work = os.path.join(unfinished, "content")
                 os.mkdir(work)
                 build(work)
@@ -255,16 +263,21 @@ def _named_files(storage: Any, uri: str, root: str) -> list[tuple[str, str, int]
     return [file for file in files if not _is_bookkeeping(file[0])]
 
 
+def _bookkeeping(_: str, names: list[str]) -> list[str]:
+    """Of the names in a folder: what `shutil.copytree` is to leave out."""
+    return [name for name in names if _is_bookkeeping(name)]
+
+
 def _is_bookkeeping(name: str) -> bool:
-    *folders, last = PurePosixPath(name).parts
-    return last.startswith(_UNFINISHED) or bool({".git", ".cache"} & set(folders))
+    parts = PurePosixPath(name).parts
+    return parts[-1].startswith(UNFINISHED) or not {".git", ".cache"}.isdisjoint(parts)
 
 
 @contextlib.contextmanager
 def _local_writer(path: str) -> Iterator[BinaryIO]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    unfinished = target.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         with open(unfinished, "wb") as file:
             yield file

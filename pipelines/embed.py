@@ -16,12 +16,10 @@ What cannot be used is counted by reason and kept in OUT's name with .rejected.p
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -137,8 +135,8 @@ def check_out(out: str, items: list[str]) -> None:
     if not out.endswith(SUFFIXES):
         raise ValueError(f"--out {out}: {' or '.join(SUFFIXES)} is expected")
     for item in filter(is_place, items):
-        if os.path.isdir(item) and Path(out).resolve().is_relative_to(Path(item).resolve()):
-            raise ValueError(f"--out {out} lies in {item}, which is to be embedded: name a place outside of it")
+        if storage.is_within(out, item):
+            raise ValueError(f"--out {out} is or lies in {item}, which is to be embedded: name a place outside of it")
 
 
 def all_documents(units: list[dict], columns: dict[str, str]) -> list[Document]:

@@ -62,12 +62,13 @@ def list_documents(folder: str) -> Iterator[File | Rejected]:
 
 
 def read_entries(folder: str, file: File, renderer: Renderer, bounds: ImageBounds) -> Iterator[Entry | Rejected]:
+    """The entries of a file. `where` of what cannot be used is the place in the file, whatever it is called."""
     place = Location(*storage.filesystem(folder))
     path = str(Path(place.path) / file.path)
     number = 0
     for item in _read(place, path, bounds):
         if isinstance(item, Rejected):
-            yield replace(item, where=item.where.replace(place.path, "").lstrip("/"))
+            yield replace(item, where=item.where.removeprefix(path).lstrip())
         elif files.is_a(path, files.PDFS):
             number = int(item.where.rpartition(" ")[2])
             yield entry(file.key, number, "page", item.content[:1], "".join(s.text or "" for s in item.content))

@@ -1,12 +1,13 @@
 """An index on a local folder: entries with their vectors, a faiss index, and index.json, which names both and is written last.
 
-What a killed run has embedded lies in `parts`, whole files in each, and the next run takes it over.
+What a killed or refused run has embedded lies in `parts`, whole files in each, and the next run takes it over. What of a file cannot
+be used is kept as its entries are: a file that is not read again still counts with all that is in it.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,13 @@ PART_ROWS = 256
 ROWS_PER_GROUP = 16
 MANIFEST = "index.json"
 REJECTIONS = "rejected.parquet"
-OWN = ("entries-*.parquet", "nearest-*.faiss", "parts-*")
+REJECTIONS_OF_PARTS = "rejected.json"
+OWN = ("entries-*.parquet", "nearest-*.faiss", "parts-*", f"{storage.UNFINISHED}*")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index is of, and where it lies. `files` are {path below the folder: key of its entries}."""
+    """What an index is of, and where it lies. `files` are {path below the folder: key of its entries}, `rejected` by that key."""
 
     folder: str
     model: str
@@ -41,6 +43,7 @@ class Manifest:
     number: int
     files: dict[str, str]
     prompts: str = "none"
+    rejected: dict[str, list[Rejected]] = field(default_factory=dict)
 
     @property
     def entries(self) -> str:
@@ -55,9 +58,10 @@ def read_manifest(index: str) -> Manifest | None:
     """None where there is no index yet. Raises ValueError for a folder that holds other things."""
     path = Path(index) / MANIFEST
     if path.is_file():
-        return Manifest(**json.loads(path.read_text()))
+        stored = json.loads(path.read_text())
+        return Manifest(**stored | {"rejected": _rejected_from(stored.get("rejected", {}))})
     begun = path.parent.iterdir() if path.parent.exists() else ()
-    if not all(found.match("parts-*") or found.name == REJECTIONS for found in begun):
+    if not all(any(map(found.match, (*OWN, REJECTIONS))) for found in begun):
         raise ValueError(f"{index} is no index, and not empty: name another place")
     return None
 
@@ -99,44 +103,56 @@ def update(
         )
     found = list(list_documents(folder))
     files = [file for file in found if isinstance(file, File)]
-    rejected = [item for item in found if isinstance(item, Rejected)]
     rows = Rows(index, before, digest, prompts)
-    embedded = _embed_new(rows, folder, model, prompts, files, rejected, progress)
+    embedded = _embed_new(rows, folder, model, prompts, files, progress)
     living = {file.path: file.key for file in files}
-    table = rows.of(set(living.values()))
+    paths = {key: path for path, key in living.items()}
+    table = rows.of(set(paths))
+    within = {key: rows.rejected[key] for key in paths if key in rows.rejected}
+    rejected = [item for item in found if isinstance(item, Rejected)]
+    for key, items in within.items():
+        rejected += [replace(item, where=f"{paths[key]} {item.where}".rstrip()) for item in items]
     counts = Counter(item.reason for item in rejected)
     with table_writer(str(Path(index) / REJECTIONS), REJECTED, None) as writer:
         writer.write(rejected_to_table(rejected))
     bad = {reason: count for reason, count in counts.items() if not reason.startswith("dropped_")}
     check_rejected(f"index, see {index}/{REJECTIONS}", table.num_rows, bad, max_rejected_fraction)
     number = before.number + 1 if before else 1
-    manifest = Manifest(str(Path(folder).resolve()), str(Path(model).resolve()), digest, number, living, prompts)
+    manifest = Manifest(
+        str(Path(folder).resolve()), str(Path(model).resolve()), digest, number, living, prompts, within
+    )
     _write(index, manifest, table)
     removed = len(set(before.files) - set(living)) if before else 0
     return Updated(table.num_rows, embedded, len(living), removed, dict(counts))
 
 
 class Rows:
-    """The entries that are embedded: those of the index, and in parts of runs that did not end."""
+    """The entries that are embedded, and {key: what was rejected}: of the index, and in parts of runs that did not end."""
 
     def __init__(self, index: str, manifest: Manifest | None, digest: str, prompts: str) -> None:
         self.folder = Path(index) / f"parts-{digest[:16]}-{prompts}"
         self.uris = [str(Path(index) / manifest.entries)] if manifest else []
         self.uris += [str(path) for path in sorted(self.folder.glob("part-*.parquet"))]
         self.keys = {key for uri in self.uris for key in read_table(uri, columns=["key"])["key"].to_pylist()}
+        beside = self.folder / REJECTIONS_OF_PARTS
+        self.rejected = dict(manifest.rejected) if manifest else {}
+        self.rejected |= _rejected_from(json.loads(beside.read_text())) if beside.exists() else {}
 
     def add(self, rows: list[dict], dimension: int) -> None:
+        # Before the entries: of a file that has only this it is read again, and replaced.
+        storage.write_atomic(str(self.folder / REJECTIONS_OF_PARTS), json.dumps(self.rejected, default=vars).encode())
         uri = str(self.folder / f"part-{len(self.uris):06d}.parquet")
         with table_writer(uri, schema(dimension), None) as writer:
             writer.write(pa.Table.from_pylist(rows, schema=schema(dimension)))
         self.uris.append(uri)
 
     def of(self, keys: set[str]) -> pa.Table:
-        """The rows of these keys, once each."""
-        tables = [read_table(uri, filters=pa.compute.field("key").isin(keys)) for uri in self.uris]
-        if not tables:
-            return schema(1).empty_table()
-        return pa.concat_tables(tables)
+        """The rows of these keys, once each, also where a run was killed after its index was written, with its parts still there."""
+        tables, left = [], set(keys)
+        for uri in self.uris:
+            tables.append(read_table(uri, filters=pa.compute.field("key").isin(pa.array(left, pa.string()))))
+            left.difference_update(tables[-1]["key"].to_pylist())
+        return pa.concat_tables(tables) if tables else schema(1).empty_table()
 
 
 def schema(dimension: int) -> pa.Schema:
@@ -153,13 +169,16 @@ def schema(dimension: int) -> pa.Schema:
     )
 
 
+def _rejected_from(stored: dict[str, list[dict[str, str]]]) -> dict[str, list[Rejected]]:
+    return {key: [Rejected(**item) for item in items] for key, items in stored.items()}
+
+
 def _embed_new(
     rows: Rows,
     folder: str,
     model: str,
     prompts: str,
     files: list[File],
-    rejected: list[Rejected],
     progress: Callable,
 ) -> int:
     """Embeds the entries of files that no row is of, each content once; their number."""
@@ -170,7 +189,7 @@ def _embed_new(
 
     embedder = Embedder(model)
     embedded, held = 0, []
-    for batch in batched(_entries(folder, progress(new), embedder, rejected), BATCH):
+    for batch in batched(_entries(folder, progress(new), embedder, rows.rejected), BATCH):
         vectors = embedder.encode([PROMPTS[prompts].put(entry.content, query=False) for entry, _ in batch])
         if not np.isfinite(vectors).all():
             raise ValueError(f"{model}: its vectors hold NaN or infinity")
@@ -185,13 +204,16 @@ def _embed_new(
     return embedded
 
 
-def _entries(folder: str, files: Iterable[File], embedder, rejected: list[Rejected]) -> Iterator[tuple[Entry, bool]]:
-    """The entries of files, each with whether it is the last one of its file."""
+def _entries(
+    folder: str, files: Iterable[File], embedder, rejected: dict[str, list[Rejected]]
+) -> Iterator[tuple[Entry, bool]]:
+    """The entries of files, each with whether it is the last one of its file; what cannot be used goes to `rejected`."""
     for file in files:
         waiting = None
+        rejected.pop(file.key, None)
         for item in read_entries(folder, file, embedder.renderer, ImageBounds()):
             if isinstance(item, Rejected):
-                rejected.append(item)
+                rejected.setdefault(file.key, []).append(item)
                 continue
             if waiting:
                 yield waiting, False

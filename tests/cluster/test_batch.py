@@ -206,6 +206,17 @@ def test_a_result_that_is_gone_while_the_checkpoint_has_its_unit_is_made_again(s
     assert units.run(5) == results(5) and sum(units.runs().values()) == 6
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 100])
+def test_a_result_that_was_cut_is_made_again(state: str, tmp_path: Path, kept_bytes: int) -> None:
+    units, folder = Units(tmp_path, state), storage.join(state, "results")
+    assert units.run(3) == results(3)
+    cut = storage.join(folder, storage.list_files(folder)[0][0])
+    storage.write_atomic(cut, storage.read_bytes(cut)[:kept_bytes])
+    assert units.run(3) == results(3)
+    assert sorted(units.runs().values()) == [1, 1, 2] and units.said == ["2 of 3 units were finished before"]
+    assert units.run(3) == results(3) and sum(units.runs().values()) == 4
+
+
 def test_a_result_that_json_cannot_hold_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         run_units(lambda number: {"loss": float("nan")}, 1, state_uri=str(tmp_path), say=print)

@@ -75,6 +75,16 @@ def test_upload_then_localize(root: str, tmp_path: Path) -> None:
     assert Path(storage.localize(storage.join(root, "b"))).read_bytes() == b"c"
 
 
+def test_upload_takes_what_the_digest_is_of(root: str, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    kept = [".gitattributes", "model.safetensors", "nested/config.json"]
+    for name in (*kept, ".git/lfs/objects/model", "nested/.git", ".cache/huggingface/model.metadata"):
+        storage.write_atomic(str(clone / name), name.encode())
+    storage.upload(str(clone), root)
+    assert [name for name, _ in storage.list_files(root)] == kept
+    assert storage.digest(root) == storage.digest(str(clone))
+
+
 def test_localize_downloads_once(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(f"{s3}/once")
     downloads = []
@@ -240,6 +250,26 @@ def test_unknown_scheme_is_named() -> None:
     for call in (storage.filesystem, storage.exists, storage.is_local, storage.digest, storage.list_files):
         with pytest.raises(ValueError, match="gs://bucket/x"):
             call("gs://bucket/x")
+
+
+def test_what_lies_within_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for uri, folder in (
+        (f"{tmp_path}/a/v.npy", f"file://{tmp_path}/a/"),
+        (f"file://{tmp_path}/link/v.npy", f"{tmp_path}/a"),
+        (f"{tmp_path}/a", f"{tmp_path}/b/../a"),
+        ("s3://pages/a/v.npy", "s3://pages/a/"),
+        ("s3://pages/v.npy", "s3://pages"),
+    ):
+        assert storage.is_within(uri, folder)
+    for uri, folder in (
+        (f"{tmp_path}/ab/v.npy", f"{tmp_path}/a"),
+        ("s3://pages/ab/v.npy", "s3://pages/a"),
+        (f"{tmp_path}/a/v.npy", "s3://pages/a"),
+        ("s3://pages/a/v.npy", "/"),
+        ("s3://pages/a/v.npy", "hf://datasets/pages/a"),
+    ):
+        assert not storage.is_within(uri, folder)
 
 
 def test_forms_of_a_local_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

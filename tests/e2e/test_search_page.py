@@ -133,6 +133,19 @@ def test_paste_and_choose_an_image(page, tmp_path):
     expect(first(page).locator("h2")).to_have_text("7.png")
 
 
+def test_a_late_answer_to_an_image_changes_nothing_of_a_later_question(page):
+    held = []
+    page.route("**/search/image", lambda route: held.append(route))
+    with page.expect_request("**/search/image"):
+        drop(page, png(5))
+    type_in(page, SECTIONS[3])
+    with page.expect_response("**/search/image") as late:
+        held[0].continue_()
+    late.value.finished()
+    page.wait_for_timeout(200)  # what the page does with it
+    assert page.locator("#asked").is_hidden() and "passage 4 of 6" in first(page).inner_text()
+
+
 @pytest.mark.parametrize(
     "image, words",
     [

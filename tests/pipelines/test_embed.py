@@ -277,6 +277,10 @@ def test_parts_of_another_run_are_not_mixed_in(model, tmp_path, monkeypatch, cap
     [
         (["--out", "v.csv", "a"], ".parquet or .npy is expected"),
         (["--out", "FOLDER/v.npy", "FOLDER"], "name a place outside"),
+        (["--out", "FOLDER/v.npy", "file://FOLDER"], "name a place outside"),
+        (["--out", "file://FOLDER/notes/v.npy", "FOLDER"], "name a place outside"),
+        (["--out", "FOLDER/table.parquet", "FOLDER/table.parquet"], "name a place outside"),
+        (["--out", "s3://pages/in/v.npy", "a", "s3://pages/in/"], "name a place outside"),
         (["--column", "colour=red", "a"], "--column colour=red"),
         (["--workers", "2", "a"], "--workers needs --out"),
         (["--rank", "a"], "at least one other"),

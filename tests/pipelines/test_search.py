@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import struct
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from starlette.testclient import TestClient
 from moca_core.embedder import Embedder
 from moca_core.types import Segment
 from pipelines.search import main
-from pipelines.searching import index as indexing
 from pipelines.searching.searcher import Searcher
 from pipelines.searching.server import host_name, make_app, own_hosts
 from tests.exported import exported_model
@@ -75,16 +73,6 @@ def client(searcher):
     return TestClient(make_app(searcher, own_hosts("127.0.0.1")), base_url="http://127.0.0.1:8484")
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """The numbers of contents of every call of Embedder.encode."""
-    calls, encode = [], Embedder.encode
-    monkeypatch.setattr(
-        Embedder, "encode", lambda self, contents: calls.append(len(contents)) or encode(self, contents)
-    )
-    return calls
-
-
 def first(searcher, **segment):
     return searcher.search((Segment(**segment),), 1)[0]
 
@@ -113,54 +101,6 @@ def test_scores_are_cosines_best_first(searcher, index, model):
     cosines = np.array([row["vector"] for row in table]) @ Embedder(model, device="cpu").encode([question])[0]
     assert len(hits) == len(table) == 6 + 1 + 9 + 1 + 2
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1], atol=1e-5)
-
-
-def test_the_index_follows_the_folder(model, tmp_path, counted, capsys):
-    folder, out = write_documents(tmp_path / "folder"), tmp_path / "index"
-    assert make(folder, model, out) == 0
-    everything = sum(counted)
-    assert "rejected: {'not_an_image': 1}" in capsys.readouterr().err
-    counted.clear()
-    assert make(folder, model, out) == 0 and counted == []
-    (folder / "figures" / "0.png").rename(folder / "moved.png")
-    shutil.copy(folder / "figures" / "1.png", folder / "copy.png")
-    assert make(folder, model, out) == 0 and counted == []
-    assert first(Searcher(str(out)), image=png(0)).path == "moved.png"
-    (folder / "figures" / "shown.png").write_bytes(png(51, 300, 200))  # the Markdown beside it is another one now, too
-    (folder / "manual.md").unlink()
-    counted.clear()
-    assert make(folder, model, out) == 0 and sum(counted) == 2
-    searcher = Searcher(str(out))
-    assert len(searcher) == everything - 6
-    assert all(hit.path != "manual.md" for hit in searcher.search((Segment(text=SECTIONS[0]),), 100))
-    assert sorted(path.name for path in out.iterdir()) == [
-        "entries-4.parquet",
-        "index.json",
-        "nearest-4.faiss",
-        "rejected.parquet",
-    ]
-
-
-def test_a_stopped_index_is_taken_over(model, tmp_path, monkeypatch, counted):
-    monkeypatch.setattr(indexing, "BATCH", 4)
-    monkeypatch.setattr(indexing, "PART_ROWS", 4)
-    folder, out = write_documents(tmp_path / "folder"), tmp_path / "index"
-    with monkeypatch.context() as patch:
-        encode, calls = Embedder.encode, []
-
-        def dying(self, contents):
-            calls.append(len(contents))
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return encode(self, contents)
-
-        patch.setattr(Embedder, "encode", dying)
-        assert make(folder, model, out) == 130
-    kept = sum(pq.read_table(path).num_rows for path in out.glob("parts-*/part-*.parquet"))
-    assert kept >= 4 and not (out / "index.json").exists()
-    counted.clear()
-    assert make(folder, model, out) == 0
-    assert sum(counted) == 19 - kept and len(Searcher(str(out))) == 19
 
 
 def test_another_model_is_refused(index, documents, tmp_path, capsys):

@@ -9,6 +9,7 @@ const [form, text, file, hits, error, status_, asked, askedImage, drop] =
   ["form", "text", "file", "hits", "error", "status", "asked", "asked-image", "drop"].map(byId);
 let latest = 0; // the answer to an earlier question must not take the place of a later one
 
+// Whether what was found is shown: nothing is of an error, or of an answer that came too late.
 async function ask(address, options) {
   const question = ++latest;
   error.hidden = true;
@@ -24,11 +25,12 @@ async function ask(address, options) {
   } catch {
     said = "The server does not answer. Is it still running?";
   }
-  if (question !== latest) return;
+  if (question !== latest) return false;
   document.body.removeAttribute("aria-busy");
   hits.replaceChildren(...found.map(card));
   status_.textContent = said ? "" : found.length === 1 ? "1 result" : `The ${found.length} nearest, best first`;
   show(said);
+  return !said;
 }
 
 function show(words) {
@@ -69,8 +71,8 @@ function askImage(image) {
   }
   text.value = "";
   // Shown only once the server has read it: a browser would otherwise decode what the server refuses.
-  ask("/search/image", { body: image, headers: { "Content-Type": "application/octet-stream" } }).then(() => {
-    if (!error.hidden) return;
+  ask("/search/image", { body: image, headers: { "Content-Type": "application/octet-stream" } }).then((shown) => {
+    if (!shown) return;
     askedImage.src = URL.createObjectURL(image);
     asked.hidden = false;
   });
