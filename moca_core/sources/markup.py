@@ -26,7 +26,9 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 DECLARED = re.compile(rb"<meta[^<>]{0,200}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w-]{1,40})", re.IGNORECASE)
 # As browsers read them; Python's other codecs are no encodings of pages.
 CHARSETS = {"iso-8859-1": "windows-1252", "latin1": "windows-1252", "us-ascii": "windows-1252", "gb2312": "gb18030"}
-KNOWN_CHARSET = re.compile(r"utf-?8|windows-125\d|iso-8859-\d\d?|gbk|gb18030|big5|shift[-_]jis|euc-(jp|kr)|koi8-[ru]")
+KNOWN_CHARSET = re.compile(
+    r"utf-?8|windows-125[0-8]|iso-8859-([1-9]|1[013-6])|gbk|gb18030|big5|shift[-_]jis|euc-(jp|kr)|koi8-[ru]"
+)
 
 
 def list_units(location: Location) -> list[dict]:

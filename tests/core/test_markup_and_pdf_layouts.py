@@ -67,6 +67,7 @@ def test_html(tmp_path):
         ("a.html", b"<meta http-equiv=x content='text/html; charset=Shift_JIS'>\x82\xa0", "\u3042"),
         ("a.html", b"<meta charset=zip>x", "x"),
         ("a.html", b"<meta charset=utf-16>x", "x"),
+        *[("a.html", b"<meta charset=%s>x" % name, "x") for name in (b"iso-8859-12", b"iso-8859-0", b"windows-1259")],
         ("a.html", b"&#" + b"9" * 5000 + b";&#xD800;", "&#" + "9" * 5000 + ";&#xD800;"),
         ("a.md", b"x" * (17 * 2**20), "file_too_large"),
         ("a.md", b"![x](data:image/png;base64,abc)", "malformed_row"),
