@@ -347,6 +347,7 @@ HOSTILE = {
     "markup_tags.html": b"<a " * 1_000_000,
     "markup_marked.html": b"<![<!--<!" * 300_000,
     "markup_quotes.html": b"<a b='<a b=\"" * 300_000,
+    "markup_values.html": b"<a b" + b" " * 1_000_000 + b"= " * 500_000 + b"<a b=\"'>" * 300_000 + b"='>" * 300_000,
     "markup_open.md": b"![" * 1_000_000 + b"`a``b" * 500_000,
     "markup_images.md": b"![](a.png)" * 5_000,
     "markup_front.md": b"---\n" + b"--- x\n" * 300_000,

@@ -59,6 +59,26 @@ def test_html(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "tag",
+    [
+        '<img src="a.png"" alt="A">',
+        '<img alt="5" disk" src="a.png">',
+        "<img alt=it's src=a.png>",
+        '<img alt="4 > 3" src = "a.png" />',
+        "<img/src='a.png'alt=A>",
+        """<img data-x='"' src=a.png>""",
+        '<img src="a.png>',
+    ],
+)
+def test_a_quote_that_begins_no_value_is_none(tmp_path, tag):
+    """Each ends at its own ">", as in browsers (but for the last, over which they lose the rest of the page)."""
+    put(tmp_path / "a.html", f"<p>before</p>{tag}<p>after</p><p>to the end</p>")
+    put(tmp_path / "a.png", A)
+    (document,) = read(markup, at(tmp_path))
+    assert document.content == (text("before"), IMAGE_A, text("after\n\nto the end"))
+
+
+@pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
         ("a.md", b"\xef\xbb\xbfx", "x"),
