@@ -1,7 +1,7 @@
 """Caption tables (PixelProse, img2dataset's Parquet): an image and a text that describes it. As a document: the image, then the text.
 
-The image is encoded bytes, a struct that holds them, or a path. A table of URLs alone has no images: download it first, for
-instance with img2dataset.
+The image is encoded bytes, a struct that holds them, a path or a data: URI. A table of URLs alone has no images: download it first,
+for instance with img2dataset.
 """
 
 from collections.abc import Iterator

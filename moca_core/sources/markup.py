@@ -4,15 +4,13 @@ Images are files beside the page, or inline (data:). Images on the web are not f
 text. An image file that is not there is b"": whether a document may lack one is decided in `data/validate.py`.
 """
 
-import base64
-import binascii
 import codecs
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, gathered, image_if_there, read_file
+from moca_core.sources.fields import BadRow, as_image, gathered, image_if_there, read_file
 from moca_core.sources.html_text import Picture, html_parts
 from moca_core.sources.listing import find_files, folder_name, small_file_units
 from moca_core.sources.markdown_text import markdown_parts
@@ -83,11 +81,7 @@ def _image(picture: Picture, location: Location, path: str) -> bytes | None:
     """None for an image that is somewhere else. Raises BadRow for an inline image that is broken."""
     src = picture.src
     if src[:5].lower() == "data:":
-        head, _, data = src.partition(",")
-        try:
-            return base64.b64decode(unquote_to_bytes(data)) if head.endswith(";base64") else unquote_to_bytes(data)
-        except binascii.Error as error:
-            raise BadRow("malformed_row", f"data: image: {error}") from None
+        return as_image(src, "image", location, path)
     if not src or re.match(r"[a-zA-Z][\w+.-]*:|//", src):
         return None
     return image_if_there(location, path, unquote(re.split("[?#]", src)[0]))

@@ -1,7 +1,7 @@
 """OBELICS and MINT-1T style Parquet: parallel lists `texts` and `images`, exactly one of the two set at each position.
 
-Images are encoded bytes, structs that hold them, or paths. A `source` column, where there is one, names the corpus of a row; else the
-folder does.
+Images are encoded bytes, structs that hold them, paths or data: URIs. A `source` column, where there is one, names the corpus of a row;
+else the folder does.
 """
 
 from collections.abc import Iterator

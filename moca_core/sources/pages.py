@@ -1,7 +1,7 @@
 """Page tables: pictures of pages with questions about them (ColPali, VDR, Docmatix). Documents, and pairs of question and page.
 
-`image` is bytes, a struct, a path, or a list of those; `query` and `answer` are texts or lists of texts; `texts` (Docmatix) are turns
-with `user` and `assistant`. As a document: the pages, then all the texts. As pairs: every question with its pages. A row that
+`image` is bytes, a struct, a path, a data: URI or a list of those; `query` and `answer` are texts or lists of texts; `texts` (Docmatix)
+are turns with `user` and `assistant`. As a document: the pages, then all the texts. As pairs: every question with its pages. A row that
 asks nothing (in VDR a page that only serves as a negative) gives no pair. `negatives` are taken where they are images
 themselves; VDR's are ids of other rows, and are not looked up.
 """

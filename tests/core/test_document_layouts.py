@@ -25,6 +25,7 @@ KICAD = ROOT.parent / "shared" / "data" / "kicad"
 needs_kicad = pytest.mark.skipif(not KICAD.exists(), reason="no KiCad corpus beside the repository")
 A, B = png(60, 60, 1), png(80, 60, 2)
 IMAGE_A, IMAGE_B, NONE = Segment(image=A), Segment(image=B), Segment(image=b"")
+IN_LINES = base64.encodebytes(A).decode()
 
 
 def test_mmc4(tmp_path):
@@ -87,8 +88,8 @@ def test_columns_are_named_by_role(tmp_path):
 
 @pytest.mark.parametrize(
     "cell",
-    [A, {"bytes": A, "path": "x"}, {"bytes": None, "path": "i/a.png"}, "i/a.png"],
-    ids=["bytes", "struct", "file", "path"],
+    [A, {"bytes": A, "path": "x"}, {"bytes": None, "path": "i/a.png"}, "i/a.png", f"data:;base64,{IN_LINES}"],
+    ids=["bytes", "struct", "file", "path", "uri"],
 )
 def test_captions(tmp_path, cell):
     put(tmp_path / "set" / "i" / "a.png", A)

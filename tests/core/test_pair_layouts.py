@@ -283,7 +283,7 @@ def test_several_units_cover_each_row_once(tmp_path, monkeypatch):
 
 
 def test_lines_of_ones_own(images):
-    uri = "data:image/png;base64," + base64.b64encode(B).decode()
+    uri = "data:image/png;base64," + base64.encodebytes(B).decode()
     rows = [
         {"query": "q", "positive": "p"},
         {"query": {"text": "what?", "image": "images/a.png"}, "positives": ["p", {"image": uri}], "task": "a/b"},
