@@ -12,7 +12,7 @@ from moca_core.types import Content, Document, EvalTask, Pair, Rejected, Segment
 def image_problem(image: bytes, bounds: ImageBounds) -> ImageError | None:
     """Why an image cannot be used, or None: all of it is decoded to find out."""
     if not image:
-        return ImageError("image_missing", "no bytes")
+        return ImageError("image_missing", "no bytes, or no such file")
     try:
         decode(image, bounds)
     except ImageError as error:

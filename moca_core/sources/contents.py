@@ -10,7 +10,7 @@ from typing import Any
 
 from moca_core.sources import Location, obelics
 from moca_core.sources.captions import COLUMNS as CAPTIONS
-from moca_core.sources.fields import BadRow, as_image, as_text, gathered
+from moca_core.sources.fields import BadRow, as_text, gathered, image_if_there
 from moca_core.sources.listing import folder_name
 from moca_core.sources.pairing import table_rows, table_units
 from moca_core.sources.rows import read_rows
@@ -66,6 +66,6 @@ def _part(part: Any, location: Location, path: str) -> Iterator[Segment]:
     if image is None and text is None:
         raise BadRow("empty", f"none of the columns {', '.join(COLUMNS)} holds anything, or there is none of them")
     if image is not None:
-        yield Segment(image=as_image(image, "image", location, path))
+        yield Segment(image=image_if_there(image, "image", location, path))
     if text is not None:
         yield Segment(text=as_text(text, "text"))

@@ -66,7 +66,7 @@ def as_image(value: Any, role: str, location: Location, file: str) -> bytes:
     """Encoded bytes of an image: given as bytes, as a struct of bytes and path (Hugging Face's image feature), as a path or data: URI.
 
     b"" for an image that is None or empty: whether a document may lack one is decided in `data/validate.py`.
-    Raises BadRow for other types, for a path under which there is no file, and for a broken data: URI.
+    Raises BadRow for other types, for a path under which there is no file (`image_if_there` does not), and for a broken data: URI.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -88,10 +88,10 @@ def from_base64(encoded: str, role: str) -> bytes:
         raise BadRow("malformed_row", f"{role}: no base64: {error}") from None
 
 
-def image_if_there(location: Location, file: str, name: str) -> bytes:
-    """As `read_image_file`, but b"" where there is no such file: for layouts of which most copies lack some images."""
+def image_if_there(value: Any, role: str, location: Location, file: str) -> bytes:
+    """As `as_image`, but b"" where there is no such file: for documents, most copies of which lack some images."""
     try:
-        return read_image_file(location, file, name)
+        return as_image(value, role, location, file)
     except BadRow as error:
         if error.reason != "image_missing":
             raise

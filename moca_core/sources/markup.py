@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, gathered, image_if_there, read_file
+from moca_core.sources.fields import BadRow, gathered, image_if_there, read_file
 from moca_core.sources.html_text import Picture, html_parts
 from moca_core.sources.listing import find_files, folder_name, small_file_units
 from moca_core.sources.markdown_text import markdown_parts
@@ -81,7 +81,7 @@ def _image(picture: Picture, location: Location, path: str) -> bytes | None:
     """None for an image that is somewhere else. Raises BadRow for an inline image that is broken."""
     src = picture.src
     if src[:5].lower() == "data:":
-        return as_image(src, "image", location, path)
+        return image_if_there(src, "image", location, path)
     if not src or re.match(r"[a-zA-Z][\w+.-]*:|//", src):
         return None
-    return image_if_there(location, path, unquote(re.split("[?#]", src)[0]))
+    return image_if_there(unquote(re.split("[?#]", src)[0]), "image", location, path)

@@ -23,7 +23,9 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
 
     def document(row: dict) -> Document:
-        return Document(folder_name(path), interleave(row, lambda name: image_if_there(location, path, name)))
+        return Document(
+            folder_name(path), interleave(row, lambda name: image_if_there(name, "image_name", location, path))
+        )
 
     return read_rows(json_rows(location, unit), document)
 

@@ -7,7 +7,7 @@ else the folder does.
 from collections.abc import Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
+from moca_core.sources.fields import BadRow, as_list, as_text, gathered, image_if_there
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Content, Document, Rejected, Segment
@@ -39,6 +39,6 @@ def interleaved(texts: object, images: object, location: Location, path: str) ->
     return gathered(
         Segment(text=as_text(text, "texts"))
         if image is None
-        else Segment(image=as_image(image, "images", location, path))
+        else Segment(image=image_if_there(image, "images", location, path))
         for text, image in zip(texts, images, strict=True)
     )

@@ -93,7 +93,9 @@ def _content(files: dict[str, bytes], location: Location, path: str) -> Content:
     if isinstance(fields.get("texts"), list) and isinstance(fields.get("images"), list):
         return _interleaved(fields["texts"], fields["images"], images)
     if "text_list" in fields:
-        return interleave(fields, lambda name: _named(name, images) or image_if_there(location, path, name))
+        return interleave(
+            fields, lambda name: _named(name, images) or image_if_there(name, "image_name", location, path)
+        )
     caption = _caption(files, fields, location.columns.get("text"))
     return (*(Segment(image=data) for data in images.values()), *([Segment(text=caption)] if caption else []))
 
