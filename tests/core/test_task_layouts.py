@@ -171,6 +171,12 @@ def test_one_s_own_set(tmp_path, images):
     [
         ("queries", {"query": "q", "answers": ["none"]}, "no candidate is called 'none'"),
         ("queries", {"query": "q", "answers": []}, "a query without a right answer"),
+        ("queries", {"query": "q", "answers": ["front", "front"]}, "answers: 'front' is named 2 times"),
+        (
+            "queries",
+            {"query": "q", "answers": ["front"], "candidates": ["front", 7, "words", "7"]},
+            "candidates: 7 is named 2 times",
+        ),
         ("queries", {"query": "q", "answers": {"front": 0}}, "a number above 0, got 0"),
         ("queries", {"query": "q", "answers": {"front": True}}, "a number above 0, got True"),
         ("queries", {"query": "q", "answer": ["front"]}, "line: 'answer'; there are query, answers, candidates"),
