@@ -351,6 +351,7 @@ HOSTILE = {
     "markup_open.md": b"![" * 1_000_000 + b"`a``b" * 500_000,
     "markup_images.md": b"![](a.png)" * 5_000,
     "markup_front.md": b"---\n" + b"--- x\n" * 300_000,
+    "markup_keys.md": b"---\n" + b"# x\n" * 300_000 + b" " * 300_000 + b"x" * 300_000 + b"\n",
     "pdf_giant.pdf": pdf(["x"], (10**9, 10**9)),
     "pdf_loop.pdf": pdf(["x"]).replace(b"/Kids [4 0 R]", b"/Kids [2 0 R]"),
     "pdf_count.pdf": pdf(["x"]).replace(b"/Count 1 ", b"/Count 2147483647 "),

@@ -41,6 +41,24 @@ def test_markdown(tmp_path):
     assert document.source == "docs" and document.where.endswith("docs/a.md")
 
 
+@pytest.mark.parametrize(
+    ("front", "taken"),
+    [
+        ("---\ntitle: x\ntags:\n  - a\n---\n", True),
+        ("---\n# a comment\n\n'quoted-key' :\n...\n", True),
+        ('+++\n[table]\ntitle = "x"\n+++\n', True),
+        ("---\n---\n", True),
+        ("---\nIntro under a rule\n\nnote: more\n\n---\n", False),
+        ("---\nSee https://example.org/x\n---\n", False),
+        ("---\n- a list\n---\n", False),
+        ("---\ntitle: never closed\n", False),
+    ],
+)
+def test_front_matter_begins_with_a_key_and_everything_else_is_text(tmp_path, front, taken):
+    (document,) = read(markup, at(put(tmp_path / "a.md", f"{front}second\n")))
+    assert document.content == (text("second\n" if taken else f"{front}second\n"),)
+
+
 HTML = """<!DOCTYPE html><html><head><meta charset="windows-1252"><title>T</title><style>p{}</style></head><body>
 <h1>Caf\u00e9 &amp; bar</h1><p>One <b>two</b>
 three<br>four <!-- not this --></p><ul><li>a</li> <li>b</ul>
