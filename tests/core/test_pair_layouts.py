@@ -107,6 +107,8 @@ def test_the_folders_of_mmeb_train(images, tmp_path):
         ({"qry": f"{MARK} twice {MARK}", "qry_image_path": "images/a.png"}, "malformed_row"),
         ({"neg_text": "['one', 'two']", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "['open"}, "malformed_row"),
+        ({"neg_text": "['a cat' 'a sofa']"}, "malformed_row"),  # str() of a NumPy array
+        ({"neg_text": "['a cat'\n 'a sofa', 'x']"}, "malformed_row"),
         ({"neg_text": "[1]", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "[['a']]", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "[{[]: 1}]"}, "malformed_row"),
