@@ -17,10 +17,7 @@ COLUMNS = {
     "text": ("vlm_caption", "caption", "recaption", "text", "txt", "description", "alt_text"),
 }
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:

@@ -25,10 +25,7 @@ COLUMNS = {
     "name": (),
 }
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return table_units(location)
+list_units = table_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:

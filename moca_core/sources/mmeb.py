@@ -24,10 +24,7 @@ ITEM = r"(?:None|[uU]?(?:'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"))"
 LIST = re.compile(rf"\s*+\[\s*+(?:{ITEM}\s*+(?:,\s*+{ITEM}\s*+)*+(?:,\s*+)?+)?+\]\s*+", re.DOTALL)
 COLUMNS = {c: (c,) for c in ("qry", "qry_image_path", "pos_text", "pos_image_path", *NEGATIVES)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:

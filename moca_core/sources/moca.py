@@ -11,10 +11,7 @@ from moca_core.types import Document, Rejected, Segment
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"  # a literal of this layout, whatever the backbone
 COLUMNS = {"text": ("text",), "images": ("images",)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:

@@ -14,10 +14,7 @@ from moca_core.types import Content, Document, Rejected, Segment
 
 COLUMNS = {"texts": ("texts",), "images": ("images",), "source": ("source",)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:

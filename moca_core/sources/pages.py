@@ -24,10 +24,7 @@ COLUMNS = {
 }
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
 OPTIONAL = ("query", "answer", "texts", "negatives")
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
