@@ -22,7 +22,9 @@ import pyarrow.fs as pafs
 from cluster import hub
 
 UNFINISHED = ".unfinished-"  # names that start so are files in the making, invisible to every reader
-_EDGE_BYTES = 64 * 1024
+_WHOLE_BYTES = 64 * 2**20  # of data that a digest reads whole
+_FILE_BYTES = 16 * 2**10  # what a file counts for at least: on S3 asking for it takes as long as reading this
+_EDGE_BYTES = 64 * 2**10
 _READ_FILES = 2000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _LFS_BYTES = 1024  # pointers are shorter
@@ -211,12 +213,13 @@ def build_once(key: str, build: Callable[[str], None]) -> str:
 def digest(uri: str) -> str:
     """64 hex digits that identify data a user brought: one file, a folder, or a glob, wherever it lies.
 
-    Hashes the sorted (path relative to the folder, size, first and last 64 KiB) of the files. Moving or copying a
-    folder as a whole keeps the digest; renaming or changing a file in it does not (but a change of the same length
-    deep inside a large file goes unseen). Of more than `_READ_FILES` files only names and sizes are looked at: a folder
-    of millions of images would take hours. What git and the Hub's client keep beside a clone (.git, .cache) is not
-    looked at. Of a Hub dataset the commit and the path in it say the same, and nothing is read. Raises ValueError if
-    nothing is there, or a file is but the Git LFS pointer to its content.
+    Hashes the sorted (path relative to the folder, size, content) of the files. Moving or copying a folder as a whole
+    keeps the digest; renaming or changing a file in it does not. Of more than `_WHOLE_BYTES` the content is the first
+    and last 64 KiB of each file (a change of the same length between them goes unseen), and if those are more than
+    `_READ_FILES` files only names and sizes are looked at: a folder of millions of images would take hours. What git
+    and the Hub's client keep beside a clone (.git, .cache) is not looked at. Of a Hub dataset the commit and the path
+    in it say the same, and nothing is read. Raises ValueError if nothing is there, or a file is but the Git LFS
+    pointer to its content.
     """
     if uri.startswith(hub.SCHEME):
         return hub.digest(uri)
@@ -227,19 +230,22 @@ def digest(uri: str) -> str:
             f"no data at {uri!r}: a file, a folder with files in it, or a glob that matches files is needed"
         )
 
+    whole = sum(max(size, _FILE_BYTES) for _, _, size in files) <= _WHOLE_BYTES
+    edge_bytes = _WHOLE_BYTES if whole else _EDGE_BYTES
+
     def fingerprint(file: tuple[str, str, int]) -> bytes:
         name, path, size = file
-        if len(files) > _READ_FILES and size >= _LFS_BYTES:
+        if not whole and len(files) > _READ_FILES and size >= _LFS_BYTES:
             return f"{name}\0{size}\n".encode()
-        first = storage.cat_file(path, start=0, end=min(size, _EDGE_BYTES))
+        first = storage.cat_file(path, start=0, end=min(size, edge_bytes))
         if size < _LFS_BYTES and first.startswith(_LFS_POINTER):
             raise ValueError(
                 f"{name} in {uri!r} is a Git LFS pointer, not the data itself: run `git lfs pull` in the clone"
             )
-        edges = hashlib.sha256(first)
-        if size > _EDGE_BYTES:
-            edges.update(storage.cat_file(path, start=max(_EDGE_BYTES, size - _EDGE_BYTES), end=size))
-        return f"{name}\0{size}\0{edges.hexdigest()}\n".encode()
+        content = hashlib.sha256(first)
+        if size > edge_bytes:
+            content.update(storage.cat_file(path, start=max(edge_bytes, size - edge_bytes), end=size))
+        return f"{name}\0{size}\0{content.hexdigest()}\n".encode()
 
     with ThreadPoolExecutor(16) as threads:  # on S3 a request is all waiting
         lines = list(threads.map(fingerprint, files))

@@ -165,8 +165,7 @@ def save(options: argparse.Namespace, units: list[dict], columns: dict[str, str]
     write_rejected(job, options.out)
     if rejected:
         print(f"rejected: {dict(rejected)}, see {beside(options.out, '.rejected.parquet')}", file=sys.stderr)
-    bad = {reason: count for reason, count in rejected.items() if not reason.startswith("dropped_")}
-    check_rejected("embed", embedded, bad, options.max_rejected_fraction)
+    check_rejected("embed", embedded, rejected, options.max_rejected_fraction)
     dimension = write_vectors(job, options.out)
     storage.delete(job.uri)
     print(f"{embedded} vectors of {dimension} dimensions in {options.out}")

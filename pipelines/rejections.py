@@ -1,13 +1,14 @@
 """Rows that cannot be used: kept aside with their reason, counted, and too many of them an error."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 from cluster import storage
 from moca_core.data import quality
 from moca_core.data.schema import REJECTED, rejected_to_table
+from moca_core.data.validate import DROPPED
 from moca_core.types import Rejected
 from pipelines.tables import table_writer
 
@@ -49,8 +50,14 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name}={value} must be at least 0 and below 1")
 
 
-def check_rejected(what: str, accepted: int, rejected: dict[str, int], most: float) -> None:
+def rejected_rows(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those that are rows: an image that was dropped is none, as its document went on without it."""
+    return {reason: count for reason, count in counts.items() if not reason.startswith(DROPPED)}
+
+
+def check_rejected(what: str, accepted: int, counts: Mapping[str, int], most: float) -> None:
     """Raises ValueError where more than the stated fraction was broken, or nothing is left. What is only unwanted is not broken."""
+    rejected = rejected_rows(counts)
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items(), key=lambda r: -r[1]))
     if accepted == 0:
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from moca_core.data.keys import evaluation_keys, keys_of, pair_key
-from moca_core.types import Content, Document, EvalTask, Pair, Query, Rejected, Segment, content_id
+from moca_core.types import Content, Document, EvalTask, Pair, Rejected, Segment, content_id
 
 CONTENT = pa.list_(pa.struct([("text", pa.string()), ("image", pa.binary())]))
 
@@ -169,19 +169,3 @@ def task_to_tables(task: EvalTask) -> tuple[pa.Table, pa.Table]:
 
 def _identified(content: Content) -> dict:
     return {"id": bytes.fromhex(content_id(content)), "content": content_to_rows(content)}
-
-
-def tables_to_task(name: str, queries: pa.Table, candidates: pa.Table) -> EvalTask:
-    return EvalTask(
-        name,
-        tuple(
-            Query(
-                rows_to_content(q["content"]),
-                tuple(q["positives"]),
-                q["candidates"] and tuple(q["candidates"]),
-                q["grades"] and tuple(q["grades"]),
-            )
-            for q in queries.to_pylist()
-        ),
-        tuple(rows_to_content(c["content"]) for c in candidates.to_pylist()),
-    )

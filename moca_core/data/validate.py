@@ -8,11 +8,13 @@ from moca_core.data.image_files import ImageBounds, ImageError, decode
 from moca_core.data.quality import TextBounds, unwanted
 from moca_core.types import Content, Document, EvalTask, Pair, Rejected, Segment
 
+DROPPED = "dropped_"  # before the reason of an image whose document goes on without it
+
 
 def image_problem(image: bytes, bounds: ImageBounds) -> ImageError | None:
     """Why an image cannot be used, or None: all of it is decoded to find out."""
     if not image:
-        return ImageError("image_missing", "no bytes")
+        return ImageError("image_missing", "no bytes, or no such file")
     try:
         decode(image, bounds)
     except ImageError as error:
@@ -42,7 +44,7 @@ def valid_documents(
     """The same items, with documents that cannot be used or are not wanted turned into rejections.
 
     With `drop_images` a document goes on without those of its images that cannot be used, and each of them is a rejection of
-    its own, counted as "dropped_" and its reason.
+    its own, counted as `DROPPED` and its reason.
     """
     for item in items:
         if isinstance(item, Document) and drop_images:
@@ -68,7 +70,7 @@ def without_bad_images(document: Document, bounds: ImageBounds) -> tuple[Documen
     dropped = []
     for place, segment in enumerate(document.content):
         if segment.image is not None and (error := image_problem(segment.image, bounds)):
-            dropped.append(Rejected(f"dropped_{error.reason}", error.detail, f"{document.where} segment {place}"))
+            dropped.append(Rejected(DROPPED + error.reason, error.detail, f"{document.where} segment {place}"))
         else:
             content.append(segment)
     return replace(document, content=tuple(content)), dropped

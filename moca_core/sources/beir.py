@@ -166,8 +166,23 @@ def _task(location: Location, dataset: Dataset, split: str, name: str) -> EvalTa
             )
         if query not in asked:
             raise ValueError(f"task {name}: the judgments name query {query}, which is in none of the files")
+        itself = places.get(query)
+        wrong = itself is not None and itself not in {places[answer] for answer in answers}
+        if wrong and _repeats(candidates[itself], asked[query]):
+            raise ValueError(
+                f"task {name}, query {query}: the document of that id is the query itself and no right answer, yet it would be found "
+                "first; take the task as mteb:NAME (mteb:ArguAna, mteb:QuoraRetrieval), or name candidates in the layout jsonl"
+            )
     queries = tuple(_judged(asked[query], answers, places) for query, answers in right.items())
     return EvalTask(name, queries, tuple(candidates))
+
+
+def _repeats(document: Content, query: Content) -> bool:
+    """Whether a document says what the query says, below a title of its own or not."""
+    *images, last = query
+    *others, end = document
+    titled_so = bool(end.text and last.text) and end.text.endswith(f"\n\n{last.text}")
+    return images == others and (end == last or titled_so)
 
 
 def _judged(content: Content, answers: dict[str, float], places: dict[str, int]) -> Query:

@@ -10,10 +10,9 @@ from typing import Any
 
 from moca_core.sources import Location, obelics
 from moca_core.sources.captions import COLUMNS as CAPTIONS
-from moca_core.sources.fields import BadRow, as_image, as_text, gathered
+from moca_core.sources.fields import BadRow, as_text, gathered, image_if_there
 from moca_core.sources.listing import folder_name
 from moca_core.sources.pairing import table_rows, table_units
-from moca_core.sources.pairs_jsonl import side
 from moca_core.sources.rows import read_rows
 from moca_core.types import Content, Document, Rejected, Segment
 
@@ -26,10 +25,7 @@ COLUMNS = {
     "name": (),
 }
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return table_units(location)
+list_units = table_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
@@ -66,9 +62,7 @@ def _part(part: Any, location: Location, path: str) -> Iterator[Segment]:
     image, text = part.get("image"), part.get("text")
     if image is None and text is None:
         raise BadRow("empty", f"none of the columns {', '.join(COLUMNS)} holds anything, or there is none of them")
-    if isinstance(image, str):
-        yield from side(location, path, {"image": image}, "image")
-    elif image is not None:
-        yield Segment(image=as_image(image, "image", location, path))
+    if image is not None:
+        yield Segment(image=image_if_there(image, "image", location, path))
     if text is not None:
         yield Segment(text=as_text(text, "text"))

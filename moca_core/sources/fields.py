@@ -1,9 +1,11 @@
 """Fields of a row, read with suspicion: the right type or a BadRow."""
 
+import base64
 import errno
 import posixpath
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import pyarrow.fs as pafs
 
@@ -61,10 +63,10 @@ def as_list(value: Any, role: str) -> list:
 
 
 def as_image(value: Any, role: str, location: Location, file: str) -> bytes:
-    """Encoded bytes of an image: given as bytes, as a struct of bytes and path (Hugging Face's image feature), or as a path.
+    """Encoded bytes of an image: given as bytes, as a struct of bytes and path (Hugging Face's image feature), as a path or data: URI.
 
     b"" for an image that is None or empty: whether a document may lack one is decided in `data/validate.py`.
-    Raises BadRow for other types, and for a path under which there is no file.
+    Raises BadRow for other types, for a path under which there is no file (`image_if_there` does not), and for a broken data: URI.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -72,13 +74,24 @@ def as_image(value: Any, role: str, location: Location, file: str) -> bytes:
         return value or b""
     if not isinstance(value, str):
         raise BadRow("malformed_row", f"{role}: an image was expected, got {type(value).__name__}")
+    if value[:5].lower() == "data:":
+        head, _, data = as_text(value, role).partition(",")
+        return from_base64(unquote(data), role) if head.lower().endswith(";base64") else unquote_to_bytes(data)
     return read_image_file(location, file, value) if value else b""
 
 
-def image_if_there(location: Location, file: str, name: str) -> bytes:
-    """As `read_image_file`, but b"" where there is no such file: for layouts of which most copies lack some images."""
+def from_base64(encoded: str, role: str) -> bytes:
+    """What is encoded, in one line or several. Raises BadRow for what is no base64."""
     try:
-        return read_image_file(location, file, name)
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError as error:
+        raise BadRow("malformed_row", f"{role}: no base64: {error}") from None
+
+
+def image_if_there(value: Any, role: str, location: Location, file: str) -> bytes:
+    """As `as_image`, but b"" where there is no such file: for documents, most copies of which lack some images."""
+    try:
+        return as_image(value, role, location, file)
     except BadRow as error:
         if error.reason != "image_missing":
             raise

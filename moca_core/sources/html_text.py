@@ -1,7 +1,8 @@
 """HTML to its visible text, in paragraphs, and the images between.
 
 Not the standard library's parser: 25 kB of "<a " keep that one busy for ten seconds, and "<![<" makes it fail. This one passes over
-every character once, and reads what is broken as browsers do: a tag, comment or script that does not end takes the rest.
+every character once, and reads what is broken as browsers do: a tag, comment or script that does not end takes the rest, and a quote
+counts only where a value begins (not in alt="5" disk", nor in title=it's). Only a quote that nothing closes takes no more than its tag.
 """
 
 import html
@@ -9,8 +10,8 @@ import re
 from typing import NamedTuple
 
 # Possessive (`++`): nothing is tried twice.
-TAG = re.compile(r"</?([a-zA-Z][^\s/>]*+)(?:[^\"'>]++|\"[^\"]*+\"|'[^']*+')*+>")
-ATTRIBUTE = re.compile(r"(?<![^\s/\"'])([^\s/=>\"']++)\s*+=\s*+(\"[^\"]*+\"|'[^']*+'|[^\s>\"']++)")
+ATTRIBUTE = r"([^\s/>][^\s/>=]*+)(?:\s*+=\s*+(\"[^\"]*+\"|'[^']*+'|[^\s>]*+))?+"
+TAG = re.compile(rf"</?([a-zA-Z][^\s/>]*+)(?:[\s/]++|{ATTRIBUTE})*+>")
 SPACE = re.compile(r"\s++")
 HIDDEN_END = {
     name: re.compile(f"</{name}[\\s/>]", re.IGNORECASE)
@@ -86,7 +87,7 @@ def html_parts(source: str) -> list[str | Picture]:
 
 def picture(tag: str) -> Picture:
     """What an <img> tag says."""
-    found = {name.lower(): _unescaped(value.strip("\"'")).strip() for name, value in ATTRIBUTE.findall(tag)}
+    found = {name.lower(): _unescaped(value.strip("\"'")).strip() for name, value in re.findall(ATTRIBUTE, tag)}
     return Picture(found.get("src", ""), found.get("alt", ""))
 
 

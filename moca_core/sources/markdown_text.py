@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from moca_core.sources.html_text import Picture, picture
 
-FRONT_MATTER = re.compile(r"(---|\+\+\+)[ \t]*\n(?:.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+# A line --- may be a rule too: what it opens is front matter where the first line below, but for comments, is a key or the end.
+KEY = r"(?:[ \t]*+(?:#[^\n]*+)?+\n)*+(?:[\"']?+[\w.-]++[\"']?+[ \t]*+:|---)\s"
+FRONT_MATTER = re.compile(rf"(\+\+\+|---(?=[ \t]*+\n{KEY}))[ \t]*\n(?:.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 FENCE = re.compile(r"[ \t>]*+(`{3,}|~{3,})(.*)")
 BLANK_LINES = re.compile(r"(\n[ \t]*\n)")
 # Possessive (`++`): nothing is tried twice.

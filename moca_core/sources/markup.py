@@ -4,12 +4,10 @@ Images are files beside the page, or inline (data:). Images on the web are not f
 text. An image file that is not there is b"": whether a document may lack one is decided in `data/validate.py`.
 """
 
-import base64
-import binascii
 import codecs
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 from moca_core.sources import Location
 from moca_core.sources.fields import BadRow, gathered, image_if_there, read_file
@@ -26,7 +24,9 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 DECLARED = re.compile(rb"<meta[^<>]{0,200}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w-]{1,40})", re.IGNORECASE)
 # As browsers read them; Python's other codecs are no encodings of pages.
 CHARSETS = {"iso-8859-1": "windows-1252", "latin1": "windows-1252", "us-ascii": "windows-1252", "gb2312": "gb18030"}
-KNOWN_CHARSET = re.compile(r"utf-?8|windows-125\d|iso-8859-\d\d?|gbk|gb18030|big5|shift[-_]jis|euc-(jp|kr)|koi8-[ru]")
+KNOWN_CHARSET = re.compile(
+    r"utf-?8|windows-125[0-8]|iso-8859-([1-9]|1[013-6])|gbk|gb18030|big5|shift[-_]jis|euc-(jp|kr)|koi8-[ru]"
+)
 
 
 def list_units(location: Location) -> list[dict]:
@@ -81,11 +81,7 @@ def _image(picture: Picture, location: Location, path: str) -> bytes | None:
     """None for an image that is somewhere else. Raises BadRow for an inline image that is broken."""
     src = picture.src
     if src[:5].lower() == "data:":
-        head, _, data = src.partition(",")
-        try:
-            return base64.b64decode(unquote_to_bytes(data)) if head.endswith(";base64") else unquote_to_bytes(data)
-        except binascii.Error as error:
-            raise BadRow("malformed_row", f"data: image: {error}") from None
+        return image_if_there(src, "image", location, path)
     if not src or re.match(r"[a-zA-Z][\w+.-]*:|//", src):
         return None
-    return image_if_there(location, path, unquote(re.split("[?#]", src)[0]))
+    return image_if_there(unquote(re.split("[?#]", src)[0]), "image", location, path)

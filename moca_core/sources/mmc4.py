@@ -4,12 +4,10 @@ An image is inline (`image_base64`) or a file called `image_name`. Most copies l
 whether a document may lack one is decided in `data/validate.py`.
 """
 
-import base64
-import binascii
 from collections.abc import Callable, Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_list, as_text, gathered, image_if_there
+from moca_core.sources.fields import BadRow, as_list, as_text, from_base64, gathered, image_if_there
 from moca_core.sources.listing import folder_name, line_units
 from moca_core.sources.rows import json_rows, read_rows
 from moca_core.types import Content, Document, Rejected, Segment
@@ -25,7 +23,9 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     path = unit["path"]
 
     def document(row: dict) -> Document:
-        return Document(folder_name(path), interleave(row, lambda name: image_if_there(location, path, name)))
+        return Document(
+            folder_name(path), interleave(row, lambda name: image_if_there(name, "image_name", location, path))
+        )
 
     return read_rows(json_rows(location, unit), document)
 
@@ -53,10 +53,7 @@ def _segments(texts: list[str], before: dict[int, list[dict]], image_file: Calla
 
 def _image(info: dict, image_file: Callable[[str], bytes]) -> bytes:
     inline = as_text(info.get("image_base64"), "image_base64")
-    if not inline:
-        name = as_text(info.get("image_name"), "image_name")
-        return image_file(name) if name else b""
-    try:
-        return base64.b64decode(inline, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRow("malformed_row", f"image_base64: {error}") from None
+    if inline:
+        return from_base64(inline, "image_base64")
+    name = as_text(info.get("image_name"), "image_name")
+    return image_file(name) if name else b""

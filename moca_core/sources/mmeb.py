@@ -6,6 +6,7 @@ modalities of both sides, so that one file may hold several tasks ("kicad/mmeb_t
 """
 
 import ast
+import re
 from collections.abc import Iterator
 
 from moca_core.sources import Location
@@ -18,12 +19,12 @@ from moca_core.types import Content, Pair, Rejected, Segment
 PLACEHOLDER = "<|image_1|>"  # a literal of this layout, whatever the backbone
 NEGATIVES = ("neg_text", "neg_image_path")
 MAX_LITERAL_CHARS = 2**20  # parsing takes a hundred times that and more
+ITEM = r"(?:None|[uU]?(?:'(?:[^'\\]++|\\.)*+'|\"(?:[^\"\\]++|\\.)*+\"))"
+# A comma between every two: Python would make one text of neighbours without, as str() writes a NumPy array.
+LIST = re.compile(rf"\s*+\[\s*+(?:{ITEM}\s*+(?:,\s*+{ITEM}\s*+)*+(?:,\s*+)?+)?+\]\s*+", re.DOTALL)
 COLUMNS = {c: (c,) for c in ("qry", "qry_image_path", "pos_text", "pos_image_path", *NEGATIVES)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:
@@ -74,14 +75,9 @@ def parse_list(value: str | list | None) -> list[str]:
         if not value.lstrip().startswith("["):
             return [value]
         try:
-            parsed = ast.literal_eval(value.strip()) if len(value) <= MAX_LITERAL_CHARS else None
-        except (
-            ValueError,
-            SyntaxError,
-            TypeError,
-            MemoryError,
-            RecursionError,
-        ):  # all that a hostile literal can raise
+            known = len(value) <= MAX_LITERAL_CHARS and LIST.fullmatch(value)
+            parsed = ast.literal_eval(value.strip()) if known else None
+        except (ValueError, SyntaxError, MemoryError):  # all that is left to raise for a hostile literal
             parsed = None
     if not isinstance(parsed, list) or not all(item is None or isinstance(item, str) for item in parsed):
         raise BadRow("malformed_row", f"a list of strings was expected, got {str(value)[:60]!r}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
+from moca_core.sources.fields import BadRow, as_list, as_text, gathered, image_if_there
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Document, Rejected, Segment
@@ -11,10 +11,7 @@ from moca_core.types import Document, Rejected, Segment
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"  # a literal of this layout, whatever the backbone
 COLUMNS = {"text": ("text",), "images": ("images",)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
@@ -23,7 +20,7 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     def segments(texts: list[str], images: list) -> Iterator[Segment]:
         yield Segment(text=texts[0])
         for image, text in zip(images, texts[1:], strict=True):
-            yield Segment(image=as_image(image, "images", location, path))
+            yield Segment(image=image_if_there(image, "images", location, path))
             yield Segment(text=text)
 
     def document(row: dict) -> Document:

@@ -1,23 +1,20 @@
 """OBELICS and MINT-1T style Parquet: parallel lists `texts` and `images`, exactly one of the two set at each position.
 
-Images are encoded bytes, structs that hold them, or paths. A `source` column, where there is one, names the corpus of a row; else the
-folder does.
+Images are encoded bytes, structs that hold them, paths or data: URIs. A `source` column, where there is one, names the corpus of a row;
+else the folder does.
 """
 
 from collections.abc import Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
+from moca_core.sources.fields import BadRow, as_list, as_text, gathered, image_if_there
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.rows import parquet_rows, read_rows
 from moca_core.types import Content, Document, Rejected, Segment
 
 COLUMNS = {"texts": ("texts",), "images": ("images",), "source": ("source",)}
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
@@ -39,6 +36,6 @@ def interleaved(texts: object, images: object, location: Location, path: str) ->
     return gathered(
         Segment(text=as_text(text, "texts"))
         if image is None
-        else Segment(image=as_image(image, "images", location, path))
+        else Segment(image=image_if_there(image, "images", location, path))
         for text, image in zip(texts, images, strict=True)
     )

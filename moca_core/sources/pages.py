@@ -1,15 +1,15 @@
 """Page tables: pictures of pages with questions about them (ColPali, VDR, Docmatix). Documents, and pairs of question and page.
 
-`image` is bytes, a struct, a path, or a list of those; `query` and `answer` are texts or lists of texts; `texts` (Docmatix) are turns
-with `user` and `assistant`. As a document: the pages, then all the texts. As pairs: every question with its pages. A row that
+`image` is bytes, a struct, a path, a data: URI or a list of those; `query` and `answer` are texts or lists of texts; `texts` (Docmatix)
+are turns with `user` and `assistant`. As a document: the pages, then all the texts. As pairs: every question with its pages. A row that
 asks nothing (in VDR a page that only serves as a negative) gives no pair. `negatives` are taken where they are images
 themselves; VDR's are ids of other rows, and are not looked up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
+from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered, image_if_there
 from moca_core.sources.listing import folder_name, parquet_units
 from moca_core.sources.pairing import pair_of, task_name
 from moca_core.sources.rows import parquet_rows, read_rows
@@ -24,10 +24,7 @@ COLUMNS = {
 }
 OPTIONS = {"columns": tuple(COLUMNS), "images": ()}
 OPTIONAL = ("query", "answer", "texts", "negatives")
-
-
-def list_units(location: Location) -> list[dict]:
-    return parquet_units(location)
+list_units = parquet_units
 
 
 def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
@@ -36,7 +33,7 @@ def read_unit(location: Location, unit: dict) -> Iterator[Document | Rejected]:
     def document(row: dict) -> Document:
         said = [text for turn in _turns(row) for text in turn if text]
         texts = (Segment(text="\n\n".join(said)),) if said else ()
-        return Document(folder_name(path), _images(row["image"], "image", location, path) + texts)
+        return Document(folder_name(path), _images(row["image"], "image", location, path, image_if_there) + texts)
 
     return read_rows(parquet_rows(location, unit, COLUMNS, OPTIONAL), document)
 
@@ -87,5 +84,5 @@ def _listed(value: object) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _images(value: object, role: str, location: Location, path: str) -> Content:
-    return gathered(Segment(image=as_image(image, role, location, path)) for image in _listed(value))
+def _images(value: object, role: str, location: Location, path: str, read: Callable[..., bytes] = as_image) -> Content:
+    return gathered(Segment(image=read(image, role, location, path)) for image in _listed(value))

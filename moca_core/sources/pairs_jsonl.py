@@ -5,13 +5,12 @@ image is a path or a data: URI. `positives` in place of `positive` lists several
 folder and file), `group` the answer, where different contents are the same one. Any other key is an error.
 """
 
-import base64
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from moca_core.sources import Location
-from moca_core.sources.fields import BadRow, as_list, as_text, gathered, read_image_file
+from moca_core.sources.fields import BadRow, as_image, as_list, as_text, gathered
 from moca_core.sources.listing import line_units
 from moca_core.sources.pairing import LINES, pair_of, task_name
 from moca_core.sources.rows import json_rows, read_rows
@@ -20,7 +19,7 @@ from moca_core.types import Content, Pair, Rejected, Segment
 KEYS = ("query", "positive", "positives", "negatives", "task", "group")
 SIDE_KEYS = ("image", "text")  # in the order in which a side is read that has both
 TASK = re.compile(r"[\w-][\w. -]*(/[\w-][\w. -]*)*")  # it becomes a path: no part of it may lead elsewhere
-DATA_URI = re.compile(r"data:[^,]*;base64,")
+DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 OPTIONS = {"images": ()}
 
 
@@ -73,18 +72,9 @@ def _segment(location: Location, path: str, part: Any, role: str) -> Segment:
     if "text" in part:
         return Segment(text=as_text(part["text"], role))
     name = as_text(part["image"], f"{role} image")
-    if header := DATA_URI.match(name):
-        return Segment(image=_decode(name[header.end() :], role))
-    if not name or name.startswith("data:"):
+    if not name or (name[:5].lower() == "data:" and not DATA_URI.match(name)):
         raise BadRow("malformed_row", f"{role}: an image needs a path or a base64 data: URI, got {name[:60]!r}")
-    return Segment(image=read_image_file(location, path, name))
-
-
-def _decode(encoded: str, role: str) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except ValueError as error:
-        raise BadRow("malformed_row", f"{role}: a data: URI that is no base64: {error}") from None
+    return Segment(image=as_image(name, role, location, path))
 
 
 def _task(value: Any) -> str:

@@ -10,6 +10,7 @@ it is; `candidates` those that the query chooses from, without it all. Any other
 
 import math
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,13 +63,22 @@ def _query(location: Location, path: str, row: dict, places: dict[str, int]) -> 
     if isinstance(answers, dict):
         graded = {_place(places, name): _grade(grade) for name, grade in answers.items()}
     else:
-        graded = {_place(places, name): 1.0 for name in as_list(answers, "answers")}
+        graded = dict.fromkeys(_places(places, answers, "answers"), 1.0)
     if not graded:
         raise BadRow("no_positive", "a query without a right answer")
     given = row.get("candidates")
-    pool = None if given is None else tuple(_place(places, name) for name in as_list(given, "candidates"))
+    pool = None if given is None else _places(places, given, "candidates")
     query = side(location, path, row.get("query"), "query")
     return Query(query, tuple(graded), pool, tuple(graded.values()) if isinstance(answers, dict) else None)
+
+
+def _places(places: dict[str, int], names: Any, role: str) -> tuple[int, ...]:
+    """Where these stand. Raises BadRow where one is named twice: to choose from it would then count twice."""
+    found = [_place(places, name) for name in as_list(names, role)]
+    for place, count in Counter(found).most_common(1):
+        if count > 1:
+            raise BadRow("malformed_row", f"{role}: {names[found.index(place)]!r} is named {count} times")
+    return tuple(found)
 
 
 def _place(places: dict[str, int], name: Any) -> int:

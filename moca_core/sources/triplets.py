@@ -22,10 +22,7 @@ NUMBERED = tuple(f"negative_{number}" for number in range(1, 101))  # public set
 COLUMNS = NAMED | {name: (name,) for name in NUMBERED}
 OPTIONAL = ("negatives", *NUMBERED)
 OPTIONS = {"columns": tuple(NAMED)}
-
-
-def list_units(location: Location) -> list[dict]:
-    return table_units(location)
+list_units = table_units
 
 
 def read_pairs(location: Location, unit: dict) -> Iterator[Pair | Rejected]:

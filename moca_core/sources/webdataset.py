@@ -2,7 +2,7 @@
 
 An image (or several) with a caption in .txt or .json; a .json with `texts` and `images`, lists of one length, the images naming files
 of the sample or frames of its .tiff (MINT-1T's PDFs); or a .json with MMC4's fields. `columns` may name the caption: a field of the
-.json, or the extension of a file. Names without an extension belong to no sample.
+.json, or the extension of a file; a sample with neither is a bad row. Names without an extension belong to no sample.
 """
 
 import json
@@ -93,7 +93,9 @@ def _content(files: dict[str, bytes], location: Location, path: str) -> Content:
     if isinstance(fields.get("texts"), list) and isinstance(fields.get("images"), list):
         return _interleaved(fields["texts"], fields["images"], images)
     if "text_list" in fields:
-        return interleave(fields, lambda name: _named(name, images) or image_if_there(location, path, name))
+        return interleave(
+            fields, lambda name: _named(name, images) or image_if_there(name, "image_name", location, path)
+        )
     caption = _caption(files, fields, location.columns.get("text"))
     return (*(Segment(image=data) for data in images.values()), *([Segment(text=caption)] if caption else []))
 
@@ -123,7 +125,12 @@ def _named(name: str, images: dict[str, bytes]) -> bytes:
 
 
 def _caption(files: dict[str, bytes], fields: dict, given: str | None) -> str:
-    """The first caption that is not empty: a field of the .json, else a file."""
+    """The first caption that is not empty: a field of the .json, else a file. Raises BadRow for a given name that is neither."""
+    if given and given not in fields and given not in files:
+        known = ", ".join([*fields, *files])[:200]
+        raise BadRow(
+            "malformed_row", f"no {given} for 'text', neither a field of the .json nor a file; there are {known}"
+        )
     names = (given,) if given else CAPTIONS
     for name in names:
         if text := as_text(fields.get(name), name):

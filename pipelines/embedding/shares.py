@@ -21,6 +21,7 @@ from moca_core.data.image_files import ImageBounds
 from moca_core.data.schema import REJECTED, rejected_to_table
 from moca_core.types import Document, Rejected
 from pipelines.embedding.inputs import checked, read_input
+from pipelines.rejections import rejected_rows
 from pipelines.tables import table_writer
 
 SHARES = 64  # at most: so many can be worked on side by side
@@ -90,7 +91,7 @@ class Embed:
     def __call__(self, share: int) -> dict:
         parts = [Part.read(uri) for uri in self.job.parts(share)]
         for part in parts:
-            self.tell(part.rows, sum(part.rejected.values()))
+            self.tell(part.rows, sum(rejected_rows(part.rejected).values()))
         place = parts[-1].next if parts else (0, 0)
         number = len(parts)
         while place is not None:
@@ -123,7 +124,7 @@ class Embed:
         schema = vectors_schema(self.embedder.dimension).with_metadata({"part": about})
         with table_writer(storage.join(folder, f"part-{number:05d}.parquet"), schema, None) as writer:
             writer.write(vectors_table([document.where for document in documents], vectors).cast(schema))
-        self.tell(len(documents), len(rejected))
+        self.tell(len(documents), sum(rejected_rows(counts).values()))
         return following
 
 

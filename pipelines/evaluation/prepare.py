@@ -21,7 +21,7 @@ from pipelines.evaluation.tasks import SIDES, StoredTask, write_task
 from pipelines.sources import Source, check_layouts
 from pipelines.tables import open_table
 
-VERSION = 1  # raised by hand when the same files would make another task
+VERSION = 2  # raised by hand when the same files would make another task
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import storage
+from moca_core.data.validate import DROPPED
 from pipelines.pictures.time_spent import MEANS
+from pipelines.rejections import rejected_rows
 from pipelines.reporting.pages import inlined
 from pipelines.runner.outcome import Attempt
 from pipelines.runner.record import Record
@@ -167,13 +169,17 @@ def _export(made: Section, result: dict[str, Any]) -> None:
     made.facts += [(f"lowest cosine, {reader}", f"{cosine:.6f}") for reader, cosine in result["cosine"].items()]
 
 
-def _rejected(made: Section, rejected: dict[str, int], what: str) -> None:
-    if rejected:
-        made.warnings.append(
-            f"{sum(rejected.values()):,} {what} could not be used; they are kept in rejected/, with the reason."
-        )
-        rows = [[reason.replace("_", " "), f"{count:,}"] for reason, count in sorted(rejected.items(), key=_most_first)]
-        made.tables.append(Table("Rejected", ["why", what], rows))
+def _rejected(made: Section, counts: dict[str, int], what: str) -> None:
+    """Rows, and images without which their documents went on."""
+    rejected = rejected_rows(counts)
+    dropped = {reason.removeprefix(DROPPED): count for reason, count in counts.items() if reason not in rejected}
+    for title, lost, name in (("Rejected", rejected, what), ("Images dropped from their documents", dropped, "images")):
+        if lost:
+            made.warnings.append(
+                f"{sum(lost.values()):,} {name} could not be used; they are kept in rejected/, with the reason."
+            )
+            rows = [[reason.replace("_", " "), f"{count:,}"] for reason, count in sorted(lost.items(), key=_most_first)]
+            made.tables.append(Table(title, ["why", name], rows))
 
 
 def _most_first(item: tuple[str, int]) -> tuple[int, str]:

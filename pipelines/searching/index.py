@@ -115,8 +115,7 @@ def update(
     counts = Counter(item.reason for item in rejected)
     with table_writer(str(Path(index) / REJECTIONS), REJECTED, None) as writer:
         writer.write(rejected_to_table(rejected))
-    bad = {reason: count for reason, count in counts.items() if not reason.startswith("dropped_")}
-    check_rejected(f"index, see {index}/{REJECTIONS}", table.num_rows, bad, max_rejected_fraction)
+    check_rejected(f"index, see {index}/{REJECTIONS}", table.num_rows, counts, max_rejected_fraction)
     number = before.number + 1 if before else 1
     manifest = Manifest(
         str(Path(folder).resolve()), str(Path(model).resolve()), digest, number, living, prompts, within

@@ -18,7 +18,7 @@ from moca_core.data.validate import valid_documents
 from moca_core.types import Document
 from pipelines.mixture import Part, Unit, read_mixture
 from pipelines.pictures.counts import count_bars
-from pipelines.rejections import check_fraction, check_rejected, quarantine
+from pipelines.rejections import check_fraction, check_rejected, quarantine, rejected_rows
 from pipelines.runner.step import Context, Step
 from pipelines.sources import Source, check_layouts, check_mixture, names, targets
 from pipelines.tables import table_writer
@@ -51,7 +51,7 @@ class CorpusConfig:
 
 
 def corpus_step(config: CorpusConfig) -> Step:
-    return Step("corpus", run, config, code_version=3, resumable=True)
+    return Step("corpus", run, config, code_version=4, resumable=True)
 
 
 def run(context: Context) -> dict:
@@ -69,12 +69,13 @@ def run(context: Context) -> dict:
     for part in parts:
         rejected.update(part.result["rejected"])
     documents = sum(part.used for part in parts)
-    context.run.log_metrics({"documents": documents, "rejected": sum(rejected.values())})
+    refused = rejected_rows(rejected)
+    context.run.log_metrics({"documents": documents, "rejected": sum(refused.values())})
     context.run.log_metrics({f"rejected/{reason}": count for reason, count in rejected.items()})
-    context.say(f"{documents} documents, {sum(rejected.values())} rejected")
+    context.say(f"{documents} documents, {sum(refused.values())} rejected")
     for reason, count in rejected.most_common():
         context.say(f"rejected {count}: {reason}")
-    context.keep("documents.png", count_bars("documents read, and refused", {"used": documents}, rejected))
+    context.keep("documents.png", count_bars("documents read, and refused", {"used": documents}, refused))
     check_rejected("corpus", documents, rejected, config.max_rejected_fraction)
     for source in config.sources:
         context.run.log_dataset(source.layout, source.path or "builtin", source.identity()["content"], "corpus")

@@ -140,6 +140,28 @@ def test_digest_sees_both_ends_of_a_file(root: str, changed: int) -> None:
     assert storage.digest(file) != before
 
 
+def test_digest_sees_every_byte_of_a_little_data(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(root)
+    before = storage.digest(root)
+    storage.write_atomic(storage.join(root, "b", "two.bin"), b"x" * 100_000 + b"y" + b"x" * 99_999)
+    assert storage.digest(root) != before
+    monkeypatch.setattr(storage, "_WHOLE_BYTES", 200_000)
+    other = storage.digest(root)
+    fill(root)
+    assert storage.digest(root) == other  # of more only the edges
+
+
+def test_digest_sees_many_small_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rewrite(byte: bytes) -> str:
+        for number in range(2001):
+            (tmp_path / f"{number}.txt").write_bytes(byte * 1500)
+        return storage.digest(str(tmp_path))
+
+    assert rewrite(b"a") != rewrite(b"b")
+    monkeypatch.setattr(storage, "_WHOLE_BYTES", 2000 * storage._FILE_BYTES)
+    assert rewrite(b"a") == rewrite(b"b")  # of more only names and sizes
+
+
 def test_digest_of_a_glob(root: str) -> None:
     fill(root)
     storage.write_atomic(storage.join(root, "b", "three.txt"), b"3")

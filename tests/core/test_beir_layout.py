@@ -170,6 +170,22 @@ def test_a_task_is_whole_or_not_at_all(tmp_path, judgment, error):
         list(beir.read_tasks(at(write(tmp_path / "set", test=[*TEST, judgment]))))
 
 
+@pytest.mark.parametrize("title", ["", "of its own"])
+def test_a_query_that_stands_among_its_wrong_answers_is_refused(tmp_path, title):
+    """ArguAna and Quora: mteb leaves out the candidate that has the query's id; where ids mean nothing that would be wrong."""
+    corpus = [{"_id": "d1", "text": "the counter"}, {"_id": "q1", "title": title, "text": "query 1"}]
+    write(tmp_path / "arguana", test=[("q1", "d1", 1)])
+    lines(tmp_path / "arguana" / "corpus.jsonl", corpus)
+    with pytest.raises(ValueError, match=r"task arguana/test, query q1: .* is the query itself .*mteb:ArguAna"):
+        list(beir.read_tasks(at(tmp_path / "arguana")))
+    for other in ([*corpus[:1], {"_id": "q1", "text": "something else"}], corpus):
+        lines(tmp_path / "arguana" / "corpus.jsonl", other)
+        judged = [("q1", "d1", 1)] if other is not corpus else [("q1", "d1", 1), ("q1", "q1", 1)]
+        tsv(tmp_path / "arguana" / "qrels" / "test.tsv", judged)
+        (task,) = beir.read_tasks(at(tmp_path / "arguana"))
+        assert len(task.candidates) == 2 and task.queries[0].candidates is None
+
+
 def test_a_large_corpus_is_read_in_shares(tmp_path, monkeypatch):
     """Each query in exactly one unit; no unit keeps more of the corpus than about its bound."""
     documents = [{"_id": f"d{i}", "title": "", "text": f"{i} " + "x" * 500} for i in range(2000)]

@@ -88,7 +88,14 @@ def test_tasks_come_back():
         Query(CONTENTS[1], (0, 2), None, (2.0, 0.5)),
     )
     task = EvalTask("name", queries, CONTENTS[2:])
-    assert schema.tables_to_task("name", *map(through_parquet, schema.task_to_tables(task))) == task
+    asked, candidates = (through_parquet(table).to_pylist() for table in schema.task_to_tables(task))
+    assert tuple(schema.rows_to_content(row["content"]) for row in candidates) == task.candidates
+    assert tuple(schema.rows_to_content(row["content"]) for row in asked) == tuple(q.content for q in queries)
+    for row, query in zip(asked, queries, strict=True):
+        lists = (query.positives, query.candidates, query.grades)
+        assert [row[name] for name in ("positives", "candidates", "grades")] == [v and list(v) for v in lists]
+    ids = [row["id"].hex() for row in (*asked, *candidates)]
+    assert ids == [content_id(c) for c in (*(q.content for q in queries), *task.candidates)]
 
 
 def test_rejections_come_back():

@@ -16,7 +16,20 @@ from samples import png, text
 
 from moca_core.data.image_files import ImageBounds
 from moca_core.data.validate import valid_documents, valid_pairs
-from moca_core.sources import Location, captions, listing, markup, mmc4, obelics, pages, plain_text, rows, webdataset
+from moca_core.sources import (
+    Location,
+    captions,
+    listing,
+    markup,
+    mmc4,
+    moca,
+    obelics,
+    pages,
+    plain_text,
+    rows,
+    webdataset,
+)
+from moca_core.sources import contents as tables
 from moca_core.sources import pdf as pdf_source
 from moca_core.types import Document, Pair, Segment
 
@@ -25,6 +38,7 @@ KICAD = ROOT.parent / "shared" / "data" / "kicad"
 needs_kicad = pytest.mark.skipif(not KICAD.exists(), reason="no KiCad corpus beside the repository")
 A, B = png(60, 60, 1), png(80, 60, 2)
 IMAGE_A, IMAGE_B, NONE = Segment(image=A), Segment(image=B), Segment(image=b"")
+IN_LINES = base64.encodebytes(A).decode()
 
 
 def test_mmc4(tmp_path):
@@ -87,14 +101,48 @@ def test_columns_are_named_by_role(tmp_path):
 
 @pytest.mark.parametrize(
     "cell",
-    [A, {"bytes": A, "path": "x"}, {"bytes": None, "path": "i/a.png"}, "i/a.png"],
-    ids=["bytes", "struct", "file", "path"],
+    [A, {"bytes": A, "path": "x"}, {"bytes": None, "path": "i/a.png"}, "i/a.png", f"data:;base64,{IN_LINES}"],
+    ids=["bytes", "struct", "file", "path", "uri"],
 )
 def test_captions(tmp_path, cell):
     put(tmp_path / "set" / "i" / "a.png", A)
     given = [{"uid": "u", "url": "http://x", "vlm_caption": "a board", "image": c} for c in (cell, None)]
     items = read(captions, at(table(tmp_path / "set" / "x.parquet", given).parent))
     assert items[0] == Document("set", (IMAGE_A, text("a board"))) and items[1].content == (NONE, text("a board"))
+
+
+def put_in(value, cell):
+    """The value with this cell for every "LOST"."""
+    if isinstance(value, list):
+        return [put_in(item, cell) for item in value]
+    return cell if value == "LOST" else value
+
+
+LOST = ["gone.png", "https://example.org/a.png", "../a.png", {"bytes": None, "path": "gone.png"}]
+
+
+@pytest.mark.parametrize("cell", LOST, ids=["file", "web", "outside", "struct"])
+@pytest.mark.parametrize(
+    ("adapter", "row"),
+    [
+        (obelics, {"texts": ["said", None], "images": [None, "LOST"]}),
+        (moca, {"text": f"said{moca.PLACEHOLDER}", "images": ["LOST"]}),
+        (captions, {"image": "LOST", "caption": "said"}),
+        (pages, {"image": "LOST", "query": "said"}),
+        (tables, {"image": "LOST", "text": "said"}),
+        (tables, {"texts": ["said", None], "images": [None, "LOST"]}),
+    ],
+    ids=["obelics", "moca", "captions", "pages", "embed", "embed lists"],
+)
+def test_documents_may_lack_an_image_whatever_their_layout(tmp_path, adapter, row, cell):
+    table(tmp_path / "set" / "x.parquet", [{name: put_in(value, cell) for name, value in row.items()}])
+    items = read(adapter, at(tmp_path / "set"))
+    assert len(items) == 1 and set(items[0].content) == {text("said"), NONE}
+    assert reasons(valid_documents(items, ImageBounds())) == ["image_missing"]
+    dropped, document = valid_documents(items, ImageBounds(), drop_images=True)
+    assert dropped.reason == "dropped_image_missing" and document.content == (text("said"),)
+    if adapter is pages:  # as a pair it is bad
+        assert reasons(read(pages, at(tmp_path / "set"), "read_pairs")) == ["image_missing"]
 
 
 def test_a_caption_table_without_images_says_what_it_lacks(tmp_path):

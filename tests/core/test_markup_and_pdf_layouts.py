@@ -41,6 +41,24 @@ def test_markdown(tmp_path):
     assert document.source == "docs" and document.where.endswith("docs/a.md")
 
 
+@pytest.mark.parametrize(
+    ("front", "taken"),
+    [
+        ("---\ntitle: x\ntags:\n  - a\n---\n", True),
+        ("---\n# a comment\n\n'quoted-key' :\n...\n", True),
+        ('+++\n[table]\ntitle = "x"\n+++\n', True),
+        ("---\n---\n", True),
+        ("---\nIntro under a rule\n\nnote: more\n\n---\n", False),
+        ("---\nSee https://example.org/x\n---\n", False),
+        ("---\n- a list\n---\n", False),
+        ("---\ntitle: never closed\n", False),
+    ],
+)
+def test_front_matter_begins_with_a_key_and_everything_else_is_text(tmp_path, front, taken):
+    (document,) = read(markup, at(put(tmp_path / "a.md", f"{front}second\n")))
+    assert document.content == (text("second\n" if taken else f"{front}second\n"),)
+
+
 HTML = """<!DOCTYPE html><html><head><meta charset="windows-1252"><title>T</title><style>p{}</style></head><body>
 <h1>Caf\u00e9 &amp; bar</h1><p>One <b>two</b>
 three<br>four <!-- not this --></p><ul><li>a</li> <li>b</ul>
@@ -59,6 +77,26 @@ def test_html(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "tag",
+    [
+        '<img src="a.png"" alt="A">',
+        '<img alt="5" disk" src="a.png">',
+        "<img alt=it's src=a.png>",
+        '<img alt="4 > 3" src = "a.png" />',
+        "<img/src='a.png'alt=A>",
+        """<img data-x='"' src=a.png>""",
+        '<img src="a.png>',
+    ],
+)
+def test_a_quote_that_begins_no_value_is_none(tmp_path, tag):
+    """Each ends at its own ">", as in browsers (but for the last, over which they lose the rest of the page)."""
+    put(tmp_path / "a.html", f"<p>before</p>{tag}<p>after</p><p>to the end</p>")
+    put(tmp_path / "a.png", A)
+    (document,) = read(markup, at(tmp_path))
+    assert document.content == (text("before"), IMAGE_A, text("after\n\nto the end"))
+
+
+@pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
         ("a.md", b"\xef\xbb\xbfx", "x"),
@@ -67,6 +105,7 @@ def test_html(tmp_path):
         ("a.html", b"<meta http-equiv=x content='text/html; charset=Shift_JIS'>\x82\xa0", "\u3042"),
         ("a.html", b"<meta charset=zip>x", "x"),
         ("a.html", b"<meta charset=utf-16>x", "x"),
+        *[("a.html", b"<meta charset=%s>x" % name, "x") for name in (b"iso-8859-12", b"iso-8859-0", b"windows-1259")],
         ("a.html", b"&#" + b"9" * 5000 + b";&#xD800;", "&#" + "9" * 5000 + ";&#xD800;"),
         ("a.md", b"x" * (17 * 2**20), "file_too_large"),
         ("a.md", b"![x](data:image/png;base64,abc)", "malformed_row"),

@@ -107,6 +107,8 @@ def test_the_folders_of_mmeb_train(images, tmp_path):
         ({"qry": f"{MARK} twice {MARK}", "qry_image_path": "images/a.png"}, "malformed_row"),
         ({"neg_text": "['one', 'two']", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "['open"}, "malformed_row"),
+        ({"neg_text": "['a cat' 'a sofa']"}, "malformed_row"),  # str() of a NumPy array
+        ({"neg_text": "['a cat'\n 'a sofa', 'x']"}, "malformed_row"),
         ({"neg_text": "[1]", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "[['a']]", "neg_image_path": "['']"}, "malformed_row"),
         ({"neg_text": "[{[]: 1}]"}, "malformed_row"),
@@ -283,7 +285,7 @@ def test_several_units_cover_each_row_once(tmp_path, monkeypatch):
 
 
 def test_lines_of_ones_own(images):
-    uri = "data:image/png;base64," + base64.b64encode(B).decode()
+    uri = "data:image/png;base64," + base64.encodebytes(B).decode()
     rows = [
         {"query": "q", "positive": "p"},
         {"query": {"text": "what?", "image": "images/a.png"}, "positives": ["p", {"image": uri}], "task": "a/b"},

@@ -111,14 +111,26 @@ def test_a_benchmark_task_is_one_task_whatever_its_rows_go_from_and_to(tmp_path,
     assert found == {"WebQA": 2, "tasks/mine/text-to-text": 1, "tasks/mine/image-to-text": 1}
 
 
-def test_visual_documents_are_beir_folders_known_by_their_published_names(tmp_path, images):
-    folder = tmp_path / "visdoc-tasks" / "VisRAG-Ret-Test-ChartQA"
-    parquet(
-        folder / "corpus" / "train-00000-of-00001.parquet", [{"corpus-id": "p1", "image": {"bytes": A, "path": None}}]
-    )
+@pytest.mark.parametrize("top", ["corpus", "queries/V2", "qrels/corpus"])
+@pytest.mark.parametrize("path", ["", "**/*.parquet", "[iv]*/**/*.parquet"])
+def test_what_a_folder_above_is_called_says_nothing(tmp_path, images, top, path):
+    write_both(tmp_path / top)
+    names = [task.name for task in mmeb_v2.read_tasks(at(tmp_path / top / path, images=images))]
+    assert names == ["NIGHTS", "VisRAG_ChartQA"]
+
+
+def write_both(top):
+    """A task of each kind, in the folders that MMEB-V2 has them in."""
+    folder = top / "visdoc-tasks" / "VisRAG-Ret-Test-ChartQA"
+    page = {"corpus-id": "p1", "image": {"bytes": A, "path": None}}
+    parquet(folder / "corpus" / "train-00000-of-00001.parquet", [page])
     parquet(folder / "queries" / "train-00000-of-00001.parquet", [{"query-id": "q1", "query": "where?"}])
     parquet(folder / "qrels" / "train-00000-of-00001.parquet", [{"query-id": "q1", "corpus-id": "p1", "score": 1}])
-    parquet(tmp_path / "image-tasks" / "NIGHTS" / "test.parquet", [V2["NIGHTS"]])
+    parquet(top / "image-tasks" / "NIGHTS" / "test.parquet", [V2["NIGHTS"]])
+
+
+def test_visual_documents_are_beir_folders_known_by_their_published_names(tmp_path, images):
+    write_both(tmp_path)
     nights, chart = mmeb_v2.read_tasks(at(tmp_path, images=images))
     assert (nights.name, chart.name) == ("NIGHTS", "VisRAG_ChartQA")
     assert chart.queries == (Query((text("where?"),), (0,)),) and chart.candidates == ((IMAGE_A,),)
@@ -159,6 +171,12 @@ def test_one_s_own_set(tmp_path, images):
     [
         ("queries", {"query": "q", "answers": ["none"]}, "no candidate is called 'none'"),
         ("queries", {"query": "q", "answers": []}, "a query without a right answer"),
+        ("queries", {"query": "q", "answers": ["front", "front"]}, "answers: 'front' is named 2 times"),
+        (
+            "queries",
+            {"query": "q", "answers": ["front"], "candidates": ["front", 7, "words", "7"]},
+            "candidates: 7 is named 2 times",
+        ),
         ("queries", {"query": "q", "answers": {"front": 0}}, "a number above 0, got 0"),
         ("queries", {"query": "q", "answers": {"front": True}}, "a number above 0, got True"),
         ("queries", {"query": "q", "answer": ["front"]}, "line: 'answer'; there are query, answers, candidates"),

@@ -11,7 +11,7 @@ from samples import picture, png, text
 
 from moca_core.data.image_files import decode
 from moca_core.sources import webdataset
-from moca_core.types import Segment
+from moca_core.types import Document, Segment
 
 A, B = png(60, 60, 1), png(80, 60, 2)
 IMAGE_A, IMAGE_B = Segment(image=A), Segment(image=B)
@@ -46,6 +46,24 @@ def test_webdataset_captions(tmp_path):
         )
     ]
     assert named == (text("A"),)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("alt", [(IMAGE_A, text("A")), (IMAGE_B,), None]),
+        ("txt", [None, None, (IMAGE_A, text("T"))]),
+        ("atl", [None] * 3),
+    ],
+)
+def test_a_caption_that_a_recipe_names_must_be_there(tmp_path, column, expected):
+    samples = [("1.png", A), ("1.json", b'{"alt": "A", "caption": "C"}'), ("2.png", B), ("2.json", b'{"alt": null}')]
+    put(tmp_path / "x.tar", tar([*samples, ("3.png", A), ("3.txt", b"T")]))
+    items = read(webdataset, at(tmp_path, columns={"text": column}))
+    assert reasons(items) == [None if content else "malformed_row" for content in expected]
+    assert [item.content for item in items if isinstance(item, Document)] == [c for c in expected if c]
+    said = [item.detail for item in items if not isinstance(item, Document)]
+    assert all(f"no {column} for 'text'" in detail and "there are " in detail for detail in said)
 
 
 @pytest.mark.parametrize("extension", ["tar.gz", "tgz", "tar.zst"])
