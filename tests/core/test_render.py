@@ -10,6 +10,7 @@ from PIL import Image
 from samples import CONTENTS, image, png, text, words
 from transformers import AutoTokenizer
 
+from moca_core import types
 from moca_core.data.render import Renderer
 from moca_core.data.rows import document_sequences, pack_sequences
 from moca_core.data.schema import PACKED
@@ -159,6 +160,14 @@ def test_documents_to_rows_and_packs(renderer, spec):
     for name, piece in expected:
         assert (piece.input_ids, piece.images, piece.grids) in by_name[name]
     assert sum(map(len, by_name.values())) == len(expected)
+
+
+def test_a_document_of_many_pieces_is_hashed_once(tokenizer, spec, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(types, "content_id", lambda content: hashed.append(content) or "name")
+    sequences = document_sequences(Document("s", LONG), Renderer(tokenizer, spec, 101))
+    assert len(sequences) > 2 and [s["piece_id"] for s in sequences] == [f"name:{k}" for k in range(len(sequences))]
+    assert hashed == [LONG]
 
 
 def test_budget_smaller_than_a_sequence_is_an_error(renderer, spec):
