@@ -190,8 +190,13 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits, 32 bits or floats: Pillow's own conversions make everything above 255 white."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
 def plain(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if is_deep(image):
         return _eight_bits(image)
     if image.has_transparency_data:
         if image.mode == "La":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from samples import CONTENTS, image, plain_inputs, plain_model, text, words
+from samples import CONTENTS, image, picture, plain_inputs, plain_model, text, words
 from transformers import AutoModel, AutoTokenizer
 
 from moca_core.attention import set_attention
@@ -16,9 +16,10 @@ from moca_core.backbone import load_backbone, save_backbone
 from moca_core.embedder import Embedder
 from moca_core.export import export_model
 from moca_core.folder import copy_processor
-from moca_core.parity import LEAST_COSINE, ParityError, check_attention, check_export
+from moca_core.parity import LEAST_COSINE, ParityError, check_attention, check_export, comparable
 from moca_core.readers import as_message, fits_mteb, with_mteb, with_sentence_transformers, with_transformers
 from moca_core.spec import read_spec
+from moca_core.types import Segment
 
 BOTH_ORDERS = (
     (text("a red board"),),
@@ -327,6 +328,30 @@ def test_what_others_would_cut_or_read_as_special_is_not_compared(exported, trai
     assert min(check_export(exported, short, [long, marked, (text("a red board"),)]).values()) >= 0.9999
     with pytest.raises(ParityError, match="no content to compare by; each is longer than 160 tokens"):
         check_export(exported, short, [long, marked])
+
+
+def saved(opened, kind="PNG", **options):
+    buffer = io.BytesIO()
+    opened.save(buffer, kind, **options)
+    return Segment(image=buffer.getvalue())
+
+
+def test_images_that_others_see_otherwise_are_not_compared(exported, embedder):
+    deep = np.linspace(0, 65535, 80 * 80).reshape(80, 80)
+    palette = picture(80, 80, 1, "P")
+    otherwise = (
+        saved(Image.fromarray(deep.astype(np.uint16))),
+        saved(Image.fromarray(deep.astype(np.int32)), "TIFF"),
+        saved(Image.fromarray(deep.astype(np.float32) / 65535), "TIFF"),
+        saved(palette, transparency=3),
+        saved(palette, "GIF", transparency=3),
+        saved(picture(80, 80, 2), transparency=(0, 0, 0)),
+    )
+    alike = [(image(80, 80, 3, mode),) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")]
+    assert min(check_export(exported, embedder, [*((segment,) for segment in otherwise), *alike]).values()) >= 0.9999
+    with pytest.raises(ParityError, match=r"no content to compare by; .* an image that others see otherwise"):
+        check_export(exported, embedder, [(text("a"), segment) for segment in otherwise])
+    assert all(comparable(content, embedder) for content in alike)
 
 
 def test_the_gate_of_16_bits_is_wider(trained, embedder, tmp_path, monkeypatch):
