@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
@@ -118,10 +119,9 @@ def header_size(data: bytes) -> tuple[int, int]:
 @contextmanager
 def refusals(data: bytes) -> Iterator[None]:
     """Whatever Pillow makes of a bad file, as ImageError."""
+    _silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and damaged metadata: judged here
-            yield
+        yield
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -130,6 +130,13 @@ def refusals(data: bytes) -> Iterator[None]:
         raise ImageError("not_an_image", f"first bytes {data[:8]!r}") from None
     except _DAMAGED as error:
         raise ImageError("image_truncated", f"{type(error).__name__}: {error}") from None
+
+
+@cache
+def _silence_pillow() -> None:
+    """No warnings of Pillow's from here on, of large images and damaged metadata: both are judged here. Once and for all, because what
+    `warnings.catch_warnings` puts back is put back for all threads: those that leave it out of turn leave every warning off."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_image(data: bytes, bounds: ImageBounds) -> tuple[Image.Image, tuple[int, int], int]:
