@@ -85,17 +85,19 @@ class Embedder:
         if threads == 1 or len(contents) == 1:  # of one content all threads share the matrices
             yield from ((members, self._embed(self._stream(row))) for members, row in packs)
             return
+
+        def made(pack: tuple[list[int], dict]) -> tuple[list[int], TokenStream | np.ndarray]:
+            stream = self._stream(pack[1])
+            return pack[0], stream if self.on_gpu else self._embed(stream)
+
         alone = None if self.on_gpu else partial(torch.set_num_threads, 1)
-        with ThreadPoolExecutor(threads, initializer=alone) as pool:
-            if self.on_gpu:
-                for members, stream in in_order(
-                    pool, lambda pack: (pack[0], self._stream(pack[1])), packs, 2 * threads
-                ):
-                    yield members, self._embed(stream)
-            else:
-                yield from in_order(
-                    pool, lambda pack: (pack[0], self._embed(self._stream(pack[1]))), packs, 2 * threads
-                )
+        try:
+            with ThreadPoolExecutor(threads, initializer=alone) as pool:
+                for members, result in in_order(pool, made, packs, 2 * threads):
+                    yield members, self._embed(result) if self.on_gpu else result
+        finally:
+            if not self.on_gpu:  # what a thread of the pool sets for itself is what threads that start later begin with
+                torch.set_num_threads(threads)
 
     def _packs(self, contents: Sequence[Content]) -> Iterator[tuple[list[int], dict]]:
         for start in range(0, len(contents), WINDOW):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,14 +100,31 @@ def test_company_and_order_never_change_a_vector(trained, embedder, monkeypatch)
     assert np.max(distinct @ distinct.T - np.eye(len(distinct))) < 0.9999  # the comparison could have failed
 
 
-def test_threads_side_by_side_change_nothing(trained, embedder, monkeypatch):
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread():
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.parametrize("beside_a_gpu", [False, True])
+def test_threads_side_by_side_change_nothing(trained, embedder, three_threads, beside_a_gpu):
+    """Beside a GPU they prepare what one thread embeds, otherwise each embeds packs of its own."""
     contents = [*CONTENTS, *BOTH_ORDERS] * 6
-    alone = embedder.encode(contents)
-    monkeypatch.setattr("moca_core.embedder.torch.get_num_threads", lambda: 3)
+    alone = np.concatenate([embedder.encode([c]) for c in contents])
     many = Embedder(trained, device="cpu", max_tokens=300, pack_tokens=300)
+    many.on_gpu = beside_a_gpu
     np.testing.assert_allclose(many.encode(contents), alone, atol=1e-5)
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 3
     with pytest.raises(ValueError, match=f"content {len(contents)}: empty"):
         many.encode([*contents, ()])
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 3
 
 
 @pytest.mark.parametrize("empty", [(), (text(""),)])
