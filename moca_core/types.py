@@ -129,7 +129,7 @@ class MaskedBatch:
 
     `labels` [T] holds the original id at masked text positions and -100 elsewhere, at the position of the masked token
     itself (the loss does the shift). `masked_groups` [G] marks the groups of patches to be replaced by noise, drawn from the seed of
-    their sequence in `noise_seeds` [S].
+    their sequence in `noise_seeds` [S]; by these sequences are known, also where nothing is masked, and 0 is none of them.
     """
 
     stream: TokenStream
