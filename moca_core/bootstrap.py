@@ -49,6 +49,8 @@ class TinyConfig:
 
     def __post_init__(self) -> None:
         family_of(self.family)
+        if self.min_image_px > self.max_image_px:
+            raise ValueError(f"min_image_px={self.min_image_px} is above max_image_px={self.max_image_px}: set both")
         for tower, hidden, heads in (
             ("text", self.text_hidden, self.text_heads),
             ("vision", self.vision_hidden, self.vision_heads),

@@ -155,6 +155,23 @@ def test_bounds_may_be_narrowed(folder):
     assert (narrow.min_image_px, narrow.max_image_px) == (4000, 9000)
 
 
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [(9000, 4000), (None, 3135), (196 * 196 + 1, None), (783, None), (783, 783), (0, None), (None, 0)],
+)
+def test_bounds_that_no_image_can_keep_are_refused(folder, least, most):
+    """The checkpoint's own are 3136 and 38416, and one token is 784 pixels: also where one of the two is set alone."""
+    shown = f"min_image_px={3136 if least is None else least} to max_image_px={196 * 196 if most is None else most}"
+    with pytest.raises(ValueError, match=f"{shown}: the least must be 784 .*; set both"):
+        read_spec(folder, min_image_px=least, max_image_px=most)
+    assert read_spec(folder, min_image_px=784, max_image_px=784).max_image_tokens >= 1
+
+
+def test_a_tiny_model_s_bounds_are_checked_before_it_is_made():
+    with pytest.raises(ValueError, match="min_image_px=3136 is above max_image_px=2000: set both"):
+        TinyConfig(max_image_px=2000)
+
+
 def edit_tokenizer(folder, change):
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
