@@ -43,7 +43,7 @@ class Embedder:
     Args:
         max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image. Default: what the folder was
             exported with.
-        pack_tokens: tokens in one forward pass; changes the speed, never a vector beyond rounding.
+        pack_tokens: tokens in one forward pass, more only where a content is longer; changes the speed, never a vector beyond rounding.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Embedder:
         longest = max_tokens or max(exported_length(folder), self.spec.max_image_tokens + 2)
         self.renderer = Renderer(load_tokenizer(str(Path(folder) / "tokenizer.json")), self.spec, longest)
         self.on_gpu = self.device.type == "cuda"
-        self.pack_tokens = max(pack_tokens or (GPU_PACK_TOKENS if self.on_gpu else CPU_PACK_TOKENS), longest)
+        self.pack_tokens = pack_tokens or (GPU_PACK_TOKENS if self.on_gpu else CPU_PACK_TOKENS)
 
     @property
     def dimension(self) -> int:
@@ -102,7 +102,8 @@ class Embedder:
     def _packs(self, contents: Sequence[Content]) -> Iterator[tuple[list[int], dict]]:
         for start in range(0, len(contents), WINDOW):
             rendered = [self._render(start + i, c) for i, c in enumerate(contents[start : start + WINDOW])]
-            for members, row in pack_contents(rendered, self.spec, self.pack_tokens):
+            budget = max(self.pack_tokens, *map(len, rendered))
+            for members, row in pack_contents(rendered, self.spec, budget):
                 yield [start + i for i in members], row
 
     def _stream(self, row: dict) -> TokenStream:

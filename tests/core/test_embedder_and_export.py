@@ -92,12 +92,26 @@ def test_company_and_order_never_change_a_vector(trained, embedder, monkeypatch)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(embedder.encode(contents[::-1])[::-1], alone, atol=1e-5)
     small = Embedder(trained, device="cpu", max_tokens=300, pack_tokens=1)
-    assert small.pack_tokens == 300
     np.testing.assert_allclose(small.encode(contents), alone, atol=1e-5)
     monkeypatch.setattr("moca_core.embedder.WINDOW", 3)
     np.testing.assert_allclose(embedder.encode(contents), alone, atol=1e-5)
     distinct = alone[: len(contents) // 2]
     assert np.max(distinct @ distinct.T - np.eye(len(distinct))) < 0.9999  # the comparison could have failed
+
+
+@pytest.mark.parametrize(("pack_tokens", "expected"), [(None, 1024), (60, 60), (5, 20)])
+def test_a_pass_has_as_many_tokens_as_wished_whatever_the_longest_input_could_be(
+    trained, monkeypatch, pack_tokens, expected
+):
+    """Contents of up to 20 tokens, where inputs may have 4096."""
+    passes = []
+    embedder = Embedder(trained, device="cpu", max_tokens=4096, pack_tokens=pack_tokens)
+    monkeypatch.setattr(embedder, "_embed", lambda stream: passes.append(len(stream.input_ids)) or 0)
+    ids = embedder.renderer.tokenizer.encode(words(400), add_special_tokens=False).ids
+    contents = [(text(embedder.renderer.tokenizer.decode(ids[: 1 + n % 20])),) for n in range(150)]
+    longest = max(len(embedder.renderer.first(content)) for content in contents)
+    embedder.encode(contents)
+    assert longest == 20 and 0.9 * expected < max(passes) <= expected
 
 
 @pytest.fixture
