@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from moca_core.attention import IMPLEMENTATION, set_attention
 from moca_core.backbone import load_backbone, save_backbone, trained_weights
-from moca_core.bootstrap import TinyConfig, create
+from moca_core.bootstrap import TinyConfig, create, describe
 from moca_core.data.render import load_tokenizer
 from moca_core.folder import copy_processor
 from moca_core.objective.pretraining import MaskedModelling
@@ -257,6 +257,21 @@ def test_bootstrap_is_the_same_from_the_same_seed(tmp_path):
 def test_sizes_that_rope_cannot_split_are_refused(wrong):
     with pytest.raises(ValueError, match="multiple of 8 and at least 16"):
         TinyConfig(**wrong)
+
+
+@pytest.mark.parametrize(("inner", "such_as"), [(256, "192 or 288"), (64, "96"), (200, "192 or 288")])
+def test_inner_sizes_that_a_family_s_config_cannot_say_are_refused(inner, such_as):
+    with pytest.raises(
+        ValueError, match=f"vision_intermediate={inner} must be a multiple of vision_hidden=96 .* {such_as}$"
+    ):
+        TinyConfig(family="qwen2_vl", vision_intermediate=inner)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tiny_model_has_the_inner_size_that_was_asked_for(tmp_path, family):
+    describe(str(tmp_path), ["some text to learn from " * 20], TinyConfig(family=family, vision_intermediate=288))
+    matrices = {"qwen2_5_vl": 3, "qwen2_vl": 2, "qwen3_vl": 2}[family]
+    assert read_spec(str(tmp_path)).vision_params_per_layer == 4 * 96**2 + matrices * 96 * 288
 
 
 def test_processor_files_are_copied_and_weights_are_not(folder, tmp_path):
