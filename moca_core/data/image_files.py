@@ -221,7 +221,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, 32 bits or floats as L: 0 is black and 65535, or 1.0, is white. Where values lie beyond that, no convention
-    says what is white: the least becomes black and the greatest white, as in viewers of such files."""
+    says what is white: the least becomes black and the greatest white, as in viewers of such files; where all are the same, black."""
     values = np.asarray(image)
     transparent = values == image.info["transparency"] if "transparency" in image.info else None
     values = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
@@ -229,7 +229,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min() < low or values.max() > high:
         low, high = float(values.min()), float(values.max())
     values -= low
-    values *= 255 / (high - low)
+    values *= 255 / (high - low or 1)
     values += 0.5
     grey = values.astype(np.uint8)
     if transparent is not None:

@@ -51,7 +51,7 @@ class CorpusConfig:
 
 
 def corpus_step(config: CorpusConfig) -> Step:
-    return Step("corpus", run, config, code_version=3, resumable=True)
+    return Step("corpus", run, config, code_version=4, resumable=True)
 
 
 def run(context: Context) -> dict:

@@ -57,7 +57,7 @@ class PairsConfig:
 
 
 def pairs_step(config: PairsConfig) -> Step:
-    return Step("pairs", run, config, code_version=5, resumable=True)
+    return Step("pairs", run, config, code_version=6, resumable=True)
 
 
 def run(context: Context) -> dict:

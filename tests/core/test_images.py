@@ -199,6 +199,11 @@ def test_floats_that_are_no_numbers_are_black():
     ]
 
 
+@pytest.mark.parametrize("value", [np.float32(255), np.float32(-3), np.int32(70_000), np.int32(-1)])
+def test_one_value_beyond_the_range_everywhere_is_black(value):
+    assert decode(saved(Image.fromarray(np.full((8, 8), value)), "TIFF")).getextrema() == ((0, 0),) * 3
+
+
 def test_dark_pictures_stay_dark():
     values = np.full((8, 8), 257 * 20, np.uint16)
     assert decode(saved(Image.fromarray(values), "PNG")).getpixel((0, 0)) == (20, 20, 20)
