@@ -11,7 +11,7 @@ from samples import CONTENTS, image, png, text, words
 from transformers import AutoTokenizer
 
 from moca_core import types
-from moca_core.data.render import Renderer
+from moca_core.data.render import Rendered, Renderer
 from moca_core.data.rows import document_sequences, pack_sequences
 from moca_core.data.schema import PACKED
 from moca_core.spec import read_spec
@@ -104,6 +104,13 @@ def test_a_paragraph_longer_than_the_budget_is_cut_between_tokens(tokenizer, spe
     pieces = renderer.pieces((text(words(300)),))
     assert [t for p in pieces for t in p.input_ids] == ids
     assert [len(p) for p in pieces[:-1]] == [120] * (len(pieces) - 1)
+
+
+def test_many_paragraphs_cost_as_much_as_there_are(tokenizer, spec, monkeypatch):
+    measured, length = [], Rendered.__len__
+    monkeypatch.setattr(Rendered, "__len__", lambda rendered: measured.append(rendered) or length(rendered))
+    pieces = Renderer(tokenizer, spec, 1000).pieces((text("\n\n".join(["a"] * 2000)),))
+    assert len(pieces) > 2 and len(measured) < 5 * 2000
 
 
 def test_no_pieces_of_nothing(renderer):
