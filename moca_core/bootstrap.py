@@ -31,7 +31,7 @@ IMAGE_STD = [0.26862954, 0.26130258, 0.27577711]
 @dataclass(frozen=True)
 class TinyConfig:
     """Family and sizes of the tiny model. Head dimensions are hidden size over heads: at least 16 and a multiple of 8 (mRoPE splits
-    them)."""
+    them). In qwen2_vl `vision_intermediate` is a multiple of `vision_hidden`."""
 
     family: str = "qwen2_5_vl"
     vocab_size: int = 4096
@@ -48,7 +48,9 @@ class TinyConfig:
     max_image_px: int = 280 * 280
 
     def __post_init__(self) -> None:
-        family_of(self.family)
+        family = family_of(self.family)
+        if self.min_image_px > self.max_image_px:
+            raise ValueError(f"min_image_px={self.min_image_px} is above max_image_px={self.max_image_px}: set both")
         for tower, hidden, heads in (
             ("text", self.text_hidden, self.text_heads),
             ("vision", self.vision_hidden, self.vision_heads),
@@ -57,6 +59,7 @@ class TinyConfig:
                 raise ValueError(
                     f"{tower}_hidden={hidden} over {tower}_heads={heads} must be a multiple of 8 and at least 16 a head"
                 )
+        family.tiny_vision(self)  # sizes that the family cannot have are refused here, and not when the model is made
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:

@@ -43,7 +43,7 @@ class Embedder:
     Args:
         max_tokens: longest sequence; longer contents are read up to it, at a paragraph or an image. Default: what the folder was
             exported with.
-        pack_tokens: tokens in one forward pass; changes the speed, never a vector beyond rounding.
+        pack_tokens: tokens in one forward pass, more only where a content is longer; changes the speed, never a vector beyond rounding.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Embedder:
         longest = max_tokens or max(exported_length(folder), self.spec.max_image_tokens + 2)
         self.renderer = Renderer(load_tokenizer(str(Path(folder) / "tokenizer.json")), self.spec, longest)
         self.on_gpu = self.device.type == "cuda"
-        self.pack_tokens = max(pack_tokens or (GPU_PACK_TOKENS if self.on_gpu else CPU_PACK_TOKENS), longest)
+        self.pack_tokens = pack_tokens or (GPU_PACK_TOKENS if self.on_gpu else CPU_PACK_TOKENS)
 
     @property
     def dimension(self) -> int:
@@ -85,22 +85,25 @@ class Embedder:
         if threads == 1 or len(contents) == 1:  # of one content all threads share the matrices
             yield from ((members, self._embed(self._stream(row))) for members, row in packs)
             return
+
+        def made(pack: tuple[list[int], dict]) -> tuple[list[int], TokenStream | np.ndarray]:
+            stream = self._stream(pack[1])
+            return pack[0], stream if self.on_gpu else self._embed(stream)
+
         alone = None if self.on_gpu else partial(torch.set_num_threads, 1)
-        with ThreadPoolExecutor(threads, initializer=alone) as pool:
-            if self.on_gpu:
-                for members, stream in in_order(
-                    pool, lambda pack: (pack[0], self._stream(pack[1])), packs, 2 * threads
-                ):
-                    yield members, self._embed(stream)
-            else:
-                yield from in_order(
-                    pool, lambda pack: (pack[0], self._embed(self._stream(pack[1]))), packs, 2 * threads
-                )
+        try:
+            with ThreadPoolExecutor(threads, initializer=alone) as pool:
+                for members, result in in_order(pool, made, packs, 2 * threads):
+                    yield members, self._embed(result) if self.on_gpu else result
+        finally:
+            if not self.on_gpu:  # what a thread of the pool sets for itself is what threads that start later begin with
+                torch.set_num_threads(threads)
 
     def _packs(self, contents: Sequence[Content]) -> Iterator[tuple[list[int], dict]]:
         for start in range(0, len(contents), WINDOW):
             rendered = [self._render(start + i, c) for i, c in enumerate(contents[start : start + WINDOW])]
-            for members, row in pack_contents(rendered, self.spec, self.pack_tokens):
+            budget = max(self.pack_tokens, *map(len, rendered))
+            for members, row in pack_contents(rendered, self.spec, budget):
                 yield [start + i for i in members], row
 
     def _stream(self, row: dict) -> TokenStream:

@@ -16,10 +16,10 @@ from moca_core.attention import attention_of, set_attention
 from moca_core.backbone import load_backbone, save_backbone
 from moca_core.spec import MASK_TOKEN, BackboneSpec
 
-# Texts as they are, images between the vision tokens: data/render.py in Jinja.
+# Texts as they are, images between the vision tokens, in the place of IMAGE: data/render.py in Jinja.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}{% if part.type == 'image' %}VISION_START{{ 'IMAGE' }}VISION_END"
+    "{% for part in message.content %}{% if part.type == 'image' %}IMAGE"
     "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
 
@@ -53,13 +53,12 @@ def _write_processor(model_folder: str, folder: Path, spec: BackboneSpec, max_to
     if MASK_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [MASK_TOKEN]}, replace_extra_special_tokens=False)
     assert tokenizer.convert_tokens_to_ids(MASK_TOKEN) == spec.mask_token_id
-    image, start, end = tokenizer.convert_ids_to_tokens(
-        [spec.image_token_id, spec.vision_start_token_id, spec.vision_end_token_id]
+    start, image, end = tokenizer.convert_ids_to_tokens(
+        [spec.vision_start_token_id, spec.image_token_id, spec.vision_end_token_id]
     )
-    template = CHAT_TEMPLATE.replace("VISION_START", start).replace("VISION_END", end).replace("{{ 'IMAGE' }}", image)
     tokenizer.model_max_length = max_tokens
     tokenizer.padding_side = "right"
-    tokenizer.chat_template = template
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("IMAGE", start + image + end)
     tokenizer.save_pretrained(folder)
     _add_image_token(folder / "tokenizer_config.json", image)
     processor = {

@@ -41,11 +41,11 @@ def cached_step(
     sequences = len(batch.stream.cu_seqlens) - 1  # parts behind them are repetitions
     embeddings = torch.cat([part.embeddings for part in encoded])[:sequences].requires_grad_()
     log_temperature = encoded[0].log_temperature
-    leaves = [embeddings]
     if log_temperature is not None:
-        leaves.append(log_temperature.detach().requires_grad_())
-    terms = objective.score(Encoded(embeddings, leaves[1] if leaves[1:] else None), batch)
-    gradient, *of_temperature = torch.autograd.grad(loss_of(terms), leaves)
+        log_temperature = log_temperature.detach().requires_grad_()
+    whole = Encoded(embeddings, log_temperature)
+    terms = objective.score(whole, batch)
+    gradient, *of_temperature = torch.autograd.grad(loss_of(terms), [leaf for leaf in whole if leaf is not None])
     done = 0
     for number, part in enumerate(parts):
         again = forward(part)

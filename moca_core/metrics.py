@@ -63,10 +63,6 @@ def ranking(scores: np.ndarray, positives: Sequence[int]) -> Ranking:
     return Ranking(len(scores), starts[group], starts[group + 1] - starts[group])
 
 
-def chance_at_1(num_candidates: int, num_positives: int) -> float:
-    return num_positives / num_candidates
-
-
 def best(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k highest scores, or of all there are: best first, equal ones in order of position."""
     k = min(k, len(scores))

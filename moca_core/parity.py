@@ -9,7 +9,7 @@ import torch
 
 from moca_core.attention import attention_of
 from moca_core.embedder import Embedder
-from moca_core.readers import Reader, fits_mteb, with_mteb, with_sentence_transformers, with_transformers
+from moca_core.readers import Reader, fits_mteb, seen_alike, with_mteb, with_sentence_transformers, with_transformers
 from moca_core.types import Attention, Content
 
 LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.999}  # by the type of the folder's weights
@@ -29,7 +29,8 @@ def check_export(folder: str, trained: Embedder, contents: Sequence[Content]) ->
     contents = [content for content in contents if comparable(content, trained)]
     if not contents:
         raise ParityError(
-            f"{folder}: no content to compare by; each is longer than {trained.renderer.max_tokens} tokens or names a special one"
+            f"{folder}: no content to compare by; each is longer than {trained.renderer.max_tokens} tokens, names a special one, or "
+            "shows an image that others see otherwise (grey of 16 bits or floats, a transparent colour)"
         )
     least = LEAST_COSINE[json.loads(Path(folder, "config.json").read_text())["dtype"]]
     reference = trained.encode(contents)
@@ -54,11 +55,12 @@ def check_export(folder: str, trained: Embedder, contents: Sequence[Content]) ->
 
 
 def comparable(content: Content, trained: Embedder) -> bool:
-    """Whether it is short enough for nobody to cut it (each cuts in another place), and holds no word that is a special token
-    (others read it as one, while here it is text)."""
+    """Whether it is short enough for nobody to cut it (each cuts in another place), holds no word that is a special token
+    (others read it as one, while here it is text), and no image that others see otherwise."""
     special = trained.renderer.tokenizer.get_added_tokens_decoder().values()
     texts = "".join(segment.text or "" for segment in content)
-    return len(trained.renderer.pieces(content)) == 1 and not any(token.content in texts for token in special)
+    plain = seen_alike(content) and not any(token.content in texts for token in special)
+    return plain and len(trained.renderer.pieces(content)) == 1
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from moca_core.data.image_files import is_deep
 from moca_core.types import Content, Segment
 
 BATCH = 8
@@ -71,6 +72,13 @@ def with_mteb(folder: str, contents: Sequence[Content]) -> np.ndarray:
 def fits_mteb(content: Content) -> bool:
     """A text, an image, or an image and then a text: what a row of an mteb task can say."""
     return _columns(content) in MTEB_COLUMNS
+
+
+def seen_alike(content: Content) -> bool:
+    """Whether its images look the same to all readers. Grey of more than 8 bits does not, and neither does a colour or an entry of
+    the palette that stands for transparency, which is lost where a reader writes the image anew."""
+    images = [Image.open(io.BytesIO(segment.image)) for segment in content if segment.image is not None]
+    return not any(is_deep(image) or "transparency" in image.info for image in images)
 
 
 def as_message(content: Content) -> list[dict]:

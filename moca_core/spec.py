@@ -102,7 +102,8 @@ class BackboneSpec:
 def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int | None = None) -> BackboneSpec:
     """Reads the spec of the checkpoint in `folder`; image bounds may be narrowed below the processor's own.
 
-    Raises ValueError for a model type of no known family, and where no row of the embedding is free for the mask token.
+    Raises ValueError for a model type of no known family, where no row of the embedding is free for the mask token, and for bounds that
+    no image can keep.
     """
     from transformers import AutoConfig
 
@@ -115,9 +116,8 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
     tokens, first_free = _read_tokenizer(folder)
     mask_token_id = _mask_token_id(folder, tokens, first_free, text.vocab_size)
     processor = _image_processor(folder)
-    size = processor.get("size") or {}
-    own_min = processor.get("min_pixels") or size.get("shortest_edge")
-    own_max = processor.get("max_pixels") or size.get("longest_edge")
+    factor_px = vision.patch_size * vision.spatial_merge_size
+    least, most = _image_bounds(folder, processor, factor_px, min_image_px, max_image_px)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return BackboneSpec(
         model_type=config.model_type,
@@ -133,8 +133,8 @@ def read_spec(folder: str, *, min_image_px: int | None = None, max_image_px: int
         channels=vision.in_channels,
         image_mean=tuple(processor["image_mean"]),
         image_std=tuple(processor["image_std"]),
-        min_image_px=min_image_px or own_min,
-        max_image_px=max_image_px or own_max,
+        min_image_px=least,
+        max_image_px=most,
         text_hidden=text.hidden_size,
         text_layers=text.num_hidden_layers,
         text_width=text.num_attention_heads * head_dim,
@@ -170,6 +170,21 @@ def _image_processor(folder: str) -> dict[str, Any]:
             if "image_mean" in values:
                 return values
     raise ValueError(f"{folder}: no preprocessor_config.json with image_mean, image_std and the bounds in pixels")
+
+
+def _image_bounds(
+    folder: str, processor: dict[str, Any], factor_px: int, least: int | None, most: int | None
+) -> tuple[int, int]:
+    """The fewest and the most pixels of an image: those given, else the processor's own."""
+    size = processor.get("size") or {}
+    least = (processor.get("min_pixels") or size.get("shortest_edge")) if least is None else least
+    most = (processor.get("max_pixels") or size.get("longest_edge")) if most is None else most
+    if least is None or most is None or not factor_px**2 <= least <= most:
+        raise ValueError(
+            f"{folder}: images from min_image_px={least} to max_image_px={most}: the least must be {factor_px**2} (one image token) "
+            "or more and not above the most; set both, for one that is not set is the checkpoint's own"
+        )
+    return least, most
 
 
 def with_image_bounds(folder: str, min_image_px: int, max_image_px: int) -> bytes:

@@ -129,7 +129,7 @@ class MaskedBatch:
 
     `labels` [T] holds the original id at masked text positions and -100 elsewhere, at the position of the masked token
     itself (the loss does the shift). `masked_groups` [G] marks the groups of patches to be replaced by noise, drawn from the seed of
-    their sequence in `noise_seeds` [S].
+    their sequence in `noise_seeds` [S]; by these sequences are known, also where nothing is masked, and 0 is none of them.
     """
 
     stream: TokenStream
@@ -154,9 +154,10 @@ class PairBatch:
 
     The first B sequences are queries, the C behind them candidates: right answers (`candidate_positive`, at least one to every query)
     and wrong ones, each of them listed for the query `candidate_owner`. Ranks may hold different numbers of both.
-    `candidate_group` identifies answers, so that equal answers are never each other's negatives; `candidate_query` identifies the query
-    that a positive answers (0 for negatives), so that two right answers to one question are not either. `source` is each query's task,
-    by its place among the sorted names of all.
+    `candidate_group` and `candidate_content` identify answers, so that equal answers are never each other's negatives: the content is
+    known of all of them, the group of positives alone (a negative's is its content). `candidate_query` identifies the query that a
+    positive answers (0 for negatives), so that two right answers to one question are not either. `source` is each query's task, by its
+    place among the sorted names of all.
     """
 
     stream: TokenStream
@@ -164,6 +165,7 @@ class PairBatch:
     candidate_owner: np.ndarray  # [C] int64, of 0 to B - 1
     candidate_positive: np.ndarray  # [C] bool
     candidate_group: np.ndarray  # [C] int64
+    candidate_content: np.ndarray  # [C] int64
     candidate_query: np.ndarray  # [C] int64
     source: np.ndarray  # [B] int64
 
@@ -175,4 +177,4 @@ class PairBatch:
     @property
     def content(self) -> int:
         """A number that is the sum over its candidates of what identifies them, on whatever ranks they are."""
-        return int(((self.candidate_group ^ self.candidate_query) % 2**32).sum())
+        return int(((self.candidate_content ^ self.candidate_query) % 2**32).sum())

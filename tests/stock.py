@@ -208,13 +208,15 @@ class Offered:
     owner: int
     right: bool
     group: int
+    content: int
     vector: torch.Tensor
 
 
 def is_right(queries, candidates, q, candidate):
-    """Whether a candidate is known to answer query q: the same answer as one of its own, or an answer to an equal query."""
-    own = {c.group for c in candidates if c.owner == q and c.right}
-    return candidate.group in own or (candidate.right and queries[candidate.owner].name == queries[q].name)
+    """Whether a candidate is known to answer query q: of the group or the content of one of its own, or an answer to an equal query."""
+    own = [c for c in candidates if c.owner == q and c.right]
+    same = any(candidate.group == c.group or candidate.content == c.content for c in own)
+    return same or (candidate.right and queries[candidate.owner].name == queries[q].name)
 
 
 def cosine(a, b, width=None):

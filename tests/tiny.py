@@ -20,7 +20,6 @@ SIZES = TinyConfig(
     vision_hidden=32,
     vision_layers=2,
     vision_heads=2,
-    vision_intermediate=48,
     min_image_px=BOUNDS[0],
     max_image_px=BOUNDS[1],
 )
@@ -28,7 +27,8 @@ SIZES = TinyConfig(
 
 def tiny_model(folder, family):
     """Written to `folder`: causal, as bootstrap writes it."""
-    create(folder, [" ".join(WORDS)] * 20, replace(SIZES, family=family), seed=1 + FAMILIES.index(family))
+    sizes = replace(SIZES, family=family, vision_intermediate=32 if family == "qwen2_vl" else 48)
+    create(folder, [" ".join(WORDS)] * 20, sizes, seed=1 + FAMILIES.index(family))
     enliven(folder)
 
 

@@ -58,8 +58,7 @@ class Relation:
         """(places, rights): all that belongs to `wanted[place]`, place by place."""
         first = np.searchsorted(self.left, wanted, "left")
         counts = np.searchsorted(self.left, wanted, "right") - first
-        steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(np.arange(len(wanted)), counts), self.right[np.repeat(first, counts) + steps]
+        return np.repeat(np.arange(len(wanted)), counts), self.right[np.repeat(first, counts) + _count_up(counts)]
 
 
 @dataclass(frozen=True)

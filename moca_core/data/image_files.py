@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
@@ -118,10 +119,9 @@ def header_size(data: bytes) -> tuple[int, int]:
 @contextmanager
 def refusals(data: bytes) -> Iterator[None]:
     """Whatever Pillow makes of a bad file, as ImageError."""
+    _silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and damaged metadata: judged here
-            yield
+        yield
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -130,6 +130,13 @@ def refusals(data: bytes) -> Iterator[None]:
         raise ImageError("not_an_image", f"first bytes {data[:8]!r}") from None
     except _DAMAGED as error:
         raise ImageError("image_truncated", f"{type(error).__name__}: {error}") from None
+
+
+@cache
+def _silence_pillow() -> None:
+    """No warnings of Pillow's from here on, of large images and damaged metadata: both are judged here. Once and for all, because what
+    `warnings.catch_warnings` puts back is put back for all threads: those that leave it out of turn leave every warning off."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_image(data: bytes, bounds: ImageBounds) -> tuple[Image.Image, tuple[int, int], int]:
@@ -190,8 +197,13 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits, 32 bits or floats: Pillow's own conversions make everything above 255 white."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
 def plain(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if is_deep(image):
         return _eight_bits(image)
     if image.has_transparency_data:
         if image.mode == "La":
@@ -209,7 +221,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, 32 bits or floats as L: 0 is black and 65535, or 1.0, is white. Where values lie beyond that, no convention
-    says what is white: the least becomes black and the greatest white, as in viewers of such files."""
+    says what is white: the least becomes black and the greatest white, as in viewers of such files; where all are the same, black."""
     values = np.asarray(image)
     transparent = values == image.info["transparency"] if "transparency" in image.info else None
     values = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
@@ -217,7 +229,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min() < low or values.max() > high:
         low, high = float(values.min()), float(values.max())
     values -= low
-    values *= 255 / (high - low)
+    values *= 255 / (high - low or 1)
     values += 0.5
     grey = values.astype(np.uint8)
     if transparent is not None:

@@ -56,7 +56,7 @@ def mask(row: dict, spec: BackboneSpec, *, seed: int, epoch: int, mlm_ratio: flo
         stream=stream,
         labels=labels,
         masked_groups=masked_image[is_image],
-        noise_seeds=np.array([seed_of(seed, epoch, piece_id, "noise") for piece_id in row["piece_ids"]]),
+        noise_seeds=_noise_seeds(row, seed, epoch),
     )
 
 
@@ -71,8 +71,11 @@ def blank(spec: BackboneSpec) -> MaskedBatch:
     )
 
 
-def next_token(row: dict, spec: BackboneSpec) -> MaskedBatch:
-    """The unmasked row with every text token as a label: what an ordinary causal model trains on."""
+def next_token(row: dict, spec: BackboneSpec, *, seed: int, epoch: int) -> MaskedBatch:
+    """The unmasked row with every text token as a label: what an ordinary causal model trains on.
+
+    `seed` and `epoch` change nothing of it: they tell what was consumed, as with `mask`.
+    """
     stream = packed_stream(row, spec, fast=True)
     predictable = ~np.isin(stream.input_ids, spec.special_token_ids)
     predictable[stream.cu_seqlens[:-1]] = False
@@ -81,5 +84,9 @@ def next_token(row: dict, spec: BackboneSpec) -> MaskedBatch:
         stream=stream,
         labels=np.where(predictable, stream.input_ids, IGNORED),
         masked_groups=np.zeros(groups, dtype=bool),
-        noise_seeds=np.zeros(len(stream.cu_seqlens) - 1, dtype=np.int64),
+        noise_seeds=_noise_seeds(row, seed, epoch),
     )
+
+
+def _noise_seeds(row: dict, seed: int, epoch: int) -> np.ndarray:
+    return np.array([seed_of(seed, epoch, piece_id, "noise") for piece_id in row["piece_ids"]])

@@ -27,16 +27,19 @@ def collate_pairs(
     names of all tasks. Sides longer than the renderer's budget are read up to the budget, at a paragraph or an image.
     """
     candidates: list[Content] = []
-    owners, positive, groups, answered = [], [], [], []
+    owners, positive, groups, contents, answered = [], [], [], [], []
     for owner, pair in enumerate(pairs):
         query = content_id(pair.query)
         rng = generator(*key, query)
         right = [pair.positives[i] for i in rng.permutation(len(pair.positives))[:num_positives]]
         wrong = [pair.negatives[i] for i in rng.permutation(len(pair.negatives))[:num_negatives]]
-        candidates += right + wrong
-        owners += [owner] * len(right + wrong)
+        chosen = right + wrong
+        candidates += chosen
+        owners += [owner] * len(chosen)
         positive += [True] * len(right) + [False] * len(wrong)
-        groups += [_answer(candidate, pair) for candidate in right + wrong]
+        said = [number(content_id(candidate)) for candidate in chosen]
+        contents += said
+        groups += said if pair.group is None else _groups(chosen, said, pair)
         answered += [number(query)] * len(right) + [0] * len(wrong)
     sequences = [renderer.first(content) for content in [*(pair.query for pair in pairs), *candidates]]
     row = packed_row([sequence_row("", sequence) for sequence in sequences], renderer.spec)
@@ -46,13 +49,13 @@ def collate_pairs(
         candidate_owner=np.array(owners, dtype=np.int64),
         candidate_positive=np.array(positive, dtype=bool),
         candidate_group=np.array(groups, dtype=np.int64),
+        candidate_content=np.array(contents, dtype=np.int64),
         candidate_query=np.array(answered, dtype=np.int64),
         source=np.array([sources.index(pair.source) for pair in pairs], dtype=np.int64),
     )
 
 
-def _answer(candidate: Content, pair: Pair) -> int:
-    """The answer that a candidate is: the pair's group for any of its right answers, also one listed as wrong by mistake."""
-    if pair.group is not None and candidate in pair.positives:
-        return number(pair.group)
-    return number(content_id(candidate))
+def _groups(chosen: list[Content], said: list[int], pair: Pair) -> list[int]:
+    """The pair's group for any of its right answers, also one listed as wrong by mistake; what they say for the others."""
+    group = number(pair.group)
+    return [group if content in pair.positives else own for content, own in zip(chosen, said, strict=True)]

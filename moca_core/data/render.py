@@ -53,18 +53,19 @@ class Renderer:
 
         A sequence ends at a paragraph or an image; only a paragraph longer than the budget is cut, between tokens.
         """
-        atoms = [self._atom(text, image) for text, image in self._segments(content)]
+        segments = self._segments(content)
+        atoms = [self._atom(text, image) for text, image in segments]
         if sum(map(len, atoms)) > self.max_tokens:
-            atoms = [piece for text, image in self._segments(content) for piece in self._paragraphs(text, image)]
-        pieces, current = [], []
+            atoms = [piece for text, image in segments for piece in self._paragraphs(text, image)]
+        groups: list[list[Rendered]] = [[]]
+        tokens = 0  # of the last group
         for atom in atoms:
-            if current and sum(map(len, current)) + len(atom) > self.max_tokens:
-                pieces.append(_join(current))
-                current = []
-            current.append(atom)
-        if current:
-            pieces.append(_join(current))
-        return [piece for piece in pieces if len(piece)]
+            if tokens + len(atom) > self.max_tokens:
+                groups.append([])
+                tokens = 0
+            groups[-1].append(atom)
+            tokens += len(atom)
+        return [piece for piece in map(_join, groups) if len(piece)]
 
     def first(self, content: Content) -> Rendered:
         """The first sequence of the content: all of it where it fits the budget. Raises ValueError for empty content."""

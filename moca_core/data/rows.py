@@ -10,7 +10,8 @@ from moca_core.types import Document
 
 def document_sequences(document: Document, renderer: Renderer) -> list[dict]:
     """The pieces of a document, in order. A piece is named after its document and its place in it."""
-    return [sequence_row(f"{document.doc_id}:{k}", piece) for k, piece in enumerate(renderer.pieces(document.content))]
+    doc_id = document.doc_id  # a hash of all that the document holds: once, not for every piece
+    return [sequence_row(f"{doc_id}:{k}", piece) for k, piece in enumerate(renderer.pieces(document.content))]
 
 
 def pack_sequences(sequences: list[dict], spec: BackboneSpec, budget_tokens: int) -> list[dict]:

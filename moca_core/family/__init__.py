@@ -21,7 +21,7 @@ class Family:
 
     `vision_sizes`: vision config to the vision fields of BackboneSpec. `vision_inputs`: grids [N, 3] int64 on the CPU and the
     spec to the keyword arguments that spare the tower from working them out (and waiting for the device) in its forward.
-    `tiny_vision`: TinyConfig (bootstrap.py) to the settings of a vision config of that size.
+    `tiny_vision`: TinyConfig (bootstrap.py) to the settings of a vision config of that size. ValueError for sizes that it cannot have.
     """
 
     vision_sizes: Callable[[Any], dict[str, int]]

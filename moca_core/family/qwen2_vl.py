@@ -15,11 +15,19 @@ def vision_sizes(config) -> dict[str, int]:
 
 
 def tiny_vision(sizes) -> dict:
+    """Raises ValueError where the inner size of a layer is not a whole number of times the hidden size, as its config says it."""
+    ratio, rest = divmod(sizes.vision_intermediate, sizes.vision_hidden)
+    if rest or not ratio:
+        multiples = [sizes.vision_hidden * times for times in (ratio, ratio + 1) if times]
+        raise ValueError(
+            f"vision_intermediate={sizes.vision_intermediate} must be a multiple of vision_hidden={sizes.vision_hidden} in qwen2_vl, "
+            f"such as {' or '.join(map(str, multiples))}"
+        )
     return {
         "depth": sizes.vision_layers,
         "embed_dim": sizes.vision_hidden,
         "hidden_size": sizes.text_hidden,
-        "mlp_ratio": sizes.vision_intermediate // sizes.vision_hidden,
+        "mlp_ratio": ratio,
         "num_heads": sizes.vision_heads,
     }
 

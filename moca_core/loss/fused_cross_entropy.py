@@ -12,19 +12,18 @@ from torch.autograd.function import once_differentiable
 CHUNK_LOGITS = 2**28  # at a vocabulary of 152,000 these are 1,766 rows, one gigabyte in float32
 
 
-def linear_cross_entropy(
-    hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk_rows: int | None = None
-) -> torch.Tensor:
+def linear_cross_entropy(hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum over rows of -log p(target), float32: hidden_states [M, D], weight [V, D], targets [M]. M may be 0.
 
     Softmax and sums are in float32 whatever the inputs are. Differentiable once, by hidden_states and weight.
     """
-    return _LinearCrossEntropy.apply(hidden_states, weight, targets, chunk_rows or max(1, CHUNK_LOGITS // len(weight)))
+    return _LinearCrossEntropy.apply(hidden_states, weight, targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states, weight, targets, chunk_rows):
+    def forward(ctx, hidden_states, weight, targets):
+        chunk_rows = max(1, CHUNK_LOGITS // len(weight))
         by_hidden, by_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden_states) if by_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if by_weight else None
@@ -51,4 +50,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), None, None
+        return *(None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors), None

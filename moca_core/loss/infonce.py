@@ -3,7 +3,7 @@ r"""InfoNCE over all candidates of all ranks.
     L = -sum_q 1/|P_q| sum_{p in P_q} log( e(q, p) / (e(q, p) + sum_{n in N_qp} e(q, n)) ),   e(q, c) = exp(s(q, c) / t_q)    (paper, Eq. 3)
 
 P_q are the right answers to query q in the batch, each of which is a row of its own here. N_qp are the positives and hard negatives of
-all queries without those that are right for q: answers of the same group as one of P_q, and answers to an equal query. With a margin m
+all queries without those that are right for q: of the same group or content as one of P_q, and answers to an equal query. With a margin m
 those with s(q, n) > s(q, p) + m are left out too: what beats a right answer so clearly is likely to be one (Qwen3-VL-Embedding, arXiv
 2601.04720). Turned round, positives against queries, it is the same function.
 """
@@ -22,17 +22,19 @@ class Compared(NamedTuple):
 
 
 def right_answers(
-    answers: torch.Tensor, query: torch.Tensor, group: torch.Tensor, candidate_query: torch.Tensor
+    answers: torch.Tensor, query: torch.Tensor, candidates: torch.Tensor, candidate_query: torch.Tensor
 ) -> torch.Tensor:
     """[B, C], True where candidate c is known to be right for query b.
 
     Args:
-        answers: [B, K], answer groups of each query's positives (any of them repeated where there are fewer than K).
-        query: [B], identity of each query. group: [C], candidate_query: [C], of the query a candidate is right for.
+        answers: [B, K, 2], group and content of each query's positives (any of them repeated where there are fewer than K).
+        query: [B], identity of each query. candidates: [C, 2], their groups and contents; either makes one the same answer.
+        candidate_query: [C], of the query a candidate is right for.
     """
     right = query[:, None] == candidate_query[None]
-    for column in answers.unbind(1):
-        right |= column[:, None] == group[None]
+    for answer in answers.unbind(1):
+        for known, offered in zip(answer.unbind(1), candidates.unbind(1), strict=True):
+            right |= known[:, None] == offered[None]
     return right
 
 

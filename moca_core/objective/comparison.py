@@ -38,27 +38,32 @@ class Gather:
 
 
 class AnswerRows(NamedTuple):
-    """Every (query, right answer) of a rank, and of each query what it is and the groups of its answers."""
+    """Every (query, right answer) of a rank, and of each query what it is and the groups and contents of its answers."""
 
     query: torch.Tensor  # [R]
     candidate: torch.Tensor  # [R]
     weight: torch.Tensor  # [R] float32: those of a query add up to 1
     identity: torch.Tensor  # [B] int64
-    answers: torch.Tensor  # [B, K] int64, the first repeated where there are fewer than K
+    answers: torch.Tensor  # [B, K, 2] int64, the first repeated where there are fewer than K
 
 
 def answer_rows(batch: PairBatch, device: torch.device) -> AnswerRows:
     """Worked out from numpy, before the device is asked for anything."""
     positives = np.flatnonzero(batch.candidate_positive)
     positives = positives[np.argsort(batch.candidate_owner[positives], kind="stable")]
-    owner, group = batch.candidate_owner[positives], batch.candidate_group[positives]
+    owner, own = batch.candidate_owner[positives], _groups_and_contents(batch)[positives]
     query, first, count = np.unique(owner, return_index=True, return_counts=True)
     assert len(query) == batch.num_queries, "every query needs a right answer"
-    answers = np.repeat(group[first][:, None], count.max(), axis=1)
-    answers[owner, np.arange(len(owner)) - first[owner]] = group
+    answers = np.repeat(own[first][:, None], count.max(), axis=1)
+    answers[owner, np.arange(len(owner)) - first[owner]] = own
     weight = (1 / count[owner]).astype(np.float32)
     rows = (owner, positives, weight, batch.candidate_query[positives[first]], answers)
     return AnswerRows(*(move(array, device) for array in rows))
+
+
+def _groups_and_contents(batch: PairBatch) -> np.ndarray:
+    """[C, 2]"""
+    return np.stack([batch.candidate_group, batch.candidate_content], axis=1)
 
 
 class View(NamedTuple):
@@ -72,27 +77,28 @@ class View(NamedTuple):
 
 def views(embeddings: torch.Tensor, batch: PairBatch, rows: AnswerRows, gather: Gather, *, both: bool) -> list[View]:
     """This rank's queries against the candidates of all ranks and, if `both`, its right answers against the queries of all."""
-    device, most = embeddings.device, rows.answers.shape[1]
+    device, (_, most, _) = embeddings.device, rows.answers.shape
     queries, candidates = embeddings.split([batch.num_queries, len(batch.candidate_owner)])
     counts = torch.tensor([[len(queries), len(candidates), most]], device=device)
     num_queries, num_candidates, num_answers = zip(*gather.without_grad(counts).tolist(), strict=True)
-    identity = move(np.stack([batch.candidate_group, batch.candidate_query], axis=1), device)  # [C, 2]
-    group, answered = gather.without_grad(identity, num_candidates).unbind(1)
+    identity = move(np.column_stack([_groups_and_contents(batch), batch.candidate_query]), device)  # [C, 3]
+    everyone = gather.without_grad(identity, num_candidates)
     forward = View(
         queries[rows.query],
         gather.with_grad(candidates, num_candidates),
         rows.candidate + sum(num_candidates[: gather.rank]),
-        right_answers(rows.answers, rows.identity, group, answered)[rows.query],
+        right_answers(rows.answers, rows.identity, everyone[:, :2], everyone[:, 2])[rows.query],
     )
     if not both:
         return [forward]
-    padding = rows.answers[:, :1].expand(-1, max(num_answers) - most)
-    known = torch.cat([rows.identity[:, None], rows.answers, padding], dim=1)  # [B, 1 + K of all ranks]
-    known = gather.without_grad(known, num_queries)
+    padding = rows.answers[:, :1].expand(-1, max(num_answers) - most, -1)
+    known = torch.cat([rows.answers, padding], dim=1)  # [B, K of all ranks, 2]
+    known, asked = (gather.without_grad(each, num_queries) for each in (known, rows.identity))
+    own = identity[rows.candidate]
     backward = View(
         candidates[rows.candidate],
         gather.with_grad(queries, num_queries),
         rows.query + sum(num_queries[: gather.rank]),
-        right_answers(known[:, 1:], known[:, 0], *identity[rows.candidate].unbind(1)).T,
+        right_answers(known, asked, own[:, :2], own[:, 2]).T,
     )
     return [forward, backward]

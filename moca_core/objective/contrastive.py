@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from moca_core.data import chunks
-from moca_core.flops import language_flops, vision_flops
 from moca_core.loss import LossTerm
 from moca_core.loss.infonce import Compared, infonce
 from moca_core.model.encoder import Encoder
@@ -62,12 +61,6 @@ class Contrastive(nn.Module):
     def flops(self, batch: PairBatch) -> float:
         """Forward and backward FLOPs of this batch on this rank."""
         return self.encoder.flops(batch.stream)
-
-    def flops_cached(self, batch: PairBatch) -> float:
-        """What GradCache computes for it: all sequences once more forward. Its repetitions are not counted."""
-        seen = vision_flops(self.spec, batch.stream.grid_thw.tolist())
-        read = language_flops(self.spec, np.diff(batch.stream.cu_seqlens).tolist())
-        return self.flops(batch) + sum(seen) + sum(read)
 
     def chunks(self, batch: PairBatch, count: int) -> list[TokenStream]:
         """The stream of the batch in `count` parts; behind as many as it has sequences they are repetitions."""

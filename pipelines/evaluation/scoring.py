@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster import storage
-from moca_core.metrics import best, chance_at_1, ranking
+from moca_core.metrics import best, ranking
 from pipelines.evaluation.embedding import Reader, Vectors
 from pipelines.evaluation.tasks import SIDES, StoredTask
 from pipelines.tables import read_table, table_writer
@@ -79,7 +79,7 @@ def score_query(
         "precision_at_1": found.precision_at_1(),
         **{f"ndcg_at_{k}": found.ndcg(k, grades) for k in (5, 10)},
         **{f"recall_at_{k}": found.recall(k) for k in (1, 5, 10)},
-        "chance": chance_at_1(len(pool), len(right)),
+        "chance": len(right) / len(pool),
         "right_rank": found.right_rank(),
         "right_similarity": scores[right].max(),
         "top": pool[top],

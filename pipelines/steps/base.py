@@ -182,5 +182,5 @@ def causal_stream(documents: list, folder: str, spec: BackboneSpec, config: Base
         for index in generator(config.seed, epoch, "base").permutation(len(rows)):
             if step == config.steps:
                 return
-            yield step, [next_token(rows[index], spec)]
+            yield step, [next_token(rows[index], spec, seed=config.seed, epoch=epoch)]
             step += 1

@@ -75,7 +75,7 @@ def finetune_step(
     """The step that trains on from the model of the step `start`, on the pairs of the step `pairs`."""
     needs = tuple(dict.fromkeys(("base", start, pairs)))
     unneeded = leftovers(config.snapshots)
-    return Step(name, run, config, needs, code_version=5, resumable=True, leftovers=unneeded)
+    return Step(name, run, config, needs, code_version=6, resumable=True, leftovers=unneeded)
 
 
 def run(context: Context) -> dict:

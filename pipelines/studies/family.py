@@ -96,13 +96,14 @@ def scaling(recipe: Recipe) -> list[Variant]:
 
 
 def widened(recipe: Recipe, factor: float) -> tuple[str, ...]:
-    """Hidden sizes times `factor`, rounded to whole heads of the size that they have."""
+    """Hidden sizes times `factor`, rounded to whole heads of the size that they have; inner sizes as many times these as before."""
     tiny, changes = recipe.base.tiny, {}
     for tower in ("text", "vision"):
         heads = max(1, round(getattr(tiny, f"{tower}_heads") * factor))
-        head = getattr(tiny, f"{tower}_hidden") // getattr(tiny, f"{tower}_heads")
-        changes |= {f"{tower}_heads": heads, f"{tower}_hidden": heads * head}
-        changes[f"{tower}_intermediate"] = round(getattr(tiny, f"{tower}_intermediate") * factor)
+        hidden, inner = getattr(tiny, f"{tower}_hidden"), getattr(tiny, f"{tower}_intermediate")
+        wide = heads * (hidden // getattr(tiny, f"{tower}_heads"))
+        changes |= {f"{tower}_heads": heads, f"{tower}_hidden": wide}
+        changes[f"{tower}_intermediate"] = round(inner * wide / hidden)
     changes["text_kv_heads"] = max(1, round(tiny.text_kv_heads * factor))
     return tuple(f"base.tiny.{name}={value}" for name, value in changes.items())
 

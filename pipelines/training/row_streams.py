@@ -77,7 +77,7 @@ def make_batch(
     (packed,) = read_rows(files[file], [row], rows_per_group)
     epoch = address["epoch"]
     if config.objective == "next_token":
-        return to_bytes(next_token(packed, spec))
+        return to_bytes(next_token(packed, spec, seed=config.seed, epoch=epoch))
     ratios = {"mlm_ratio": config.mlm_ratio, "mae_ratio": config.mae_ratio}
     return to_bytes(mask(packed, spec, seed=config.seed, epoch=epoch, **ratios))
 

@@ -21,6 +21,7 @@ class Scene:
     owner: np.ndarray
     right: np.ndarray
     group: np.ndarray
+    content: np.ndarray
     vectors: torch.Tensor
 
     @property
@@ -47,6 +48,7 @@ class Scene:
             candidate_owner=owner - queries[0],
             candidate_positive=right,
             candidate_group=self.group[candidates],
+            candidate_content=self.content[candidates],
             candidate_query=np.where(right, 1000 + self.names[owner], 0),
             source=self.source[queries],
         )
@@ -56,8 +58,8 @@ class Scene:
         queries, candidates = vectors[: self.num_queries], vectors[self.num_queries :]
         temperatures = log_temperatures.exp()[torch.from_numpy(self.source)]
         asked = [Asked(*one) for one in zip(self.names.tolist(), temperatures, queries, strict=True)]
-        listed = zip(self.owner.tolist(), self.right.tolist(), self.group.tolist(), candidates, strict=True)
-        return asked, [Offered(*one) for one in listed]
+        listed = (column.tolist() for column in (self.owner, self.right, self.group, self.content))
+        return asked, [Offered(*one) for one in zip(*listed, candidates, strict=True)]
 
 
 def scene(width, seed=0):
@@ -73,6 +75,8 @@ def scene(width, seed=0):
     centre = rng.normal(size=width)
     vectors = centre + 1.5 * rng.normal(size=(10 + len(owner), width))
     vectors[10:][right] += 0.4 * vectors[:10][owner[right]]
-    group = rng.integers(30, size=len(owner))
+    content = rng.integers(30, size=len(owner))
     source = rng.integers(len(TASKS), size=10)
-    return Scene(names, source, owner, right, group, torch.from_numpy(vectors).float())
+    named = rng.integers(-4, 4, size=10)[owner]  # the group of a query's right answers, where it has one
+    group = np.where(right & (named >= 0), 100 + named, content)
+    return Scene(names, source, owner, right, group, content, torch.from_numpy(vectors).float())

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from moca_core.attention import IMPLEMENTATION, set_attention
 from moca_core.backbone import load_backbone, save_backbone, trained_weights
-from moca_core.bootstrap import TinyConfig, create
+from moca_core.bootstrap import TinyConfig, create, describe
 from moca_core.data.render import load_tokenizer
 from moca_core.folder import copy_processor
 from moca_core.objective.pretraining import MaskedModelling
@@ -155,6 +155,23 @@ def test_bounds_may_be_narrowed(folder):
     assert (narrow.min_image_px, narrow.max_image_px) == (4000, 9000)
 
 
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [(9000, 4000), (None, 3135), (196 * 196 + 1, None), (783, None), (783, 783), (0, None), (None, 0)],
+)
+def test_bounds_that_no_image_can_keep_are_refused(folder, least, most):
+    """The checkpoint's own are 3136 and 38416, and one token is 784 pixels: also where one of the two is set alone."""
+    shown = f"min_image_px={3136 if least is None else least} to max_image_px={196 * 196 if most is None else most}"
+    with pytest.raises(ValueError, match=f"{shown}: the least must be 784 .*; set both"):
+        read_spec(folder, min_image_px=least, max_image_px=most)
+    assert read_spec(folder, min_image_px=784, max_image_px=784).max_image_tokens >= 1
+
+
+def test_a_tiny_model_s_bounds_are_checked_before_it_is_made():
+    with pytest.raises(ValueError, match="min_image_px=3136 is above max_image_px=2000: set both"):
+        TinyConfig(max_image_px=2000)
+
+
 def edit_tokenizer(folder, change):
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -240,6 +257,21 @@ def test_bootstrap_is_the_same_from_the_same_seed(tmp_path):
 def test_sizes_that_rope_cannot_split_are_refused(wrong):
     with pytest.raises(ValueError, match="multiple of 8 and at least 16"):
         TinyConfig(**wrong)
+
+
+@pytest.mark.parametrize(("inner", "such_as"), [(256, "192 or 288"), (64, "96"), (200, "192 or 288")])
+def test_inner_sizes_that_a_family_s_config_cannot_say_are_refused(inner, such_as):
+    with pytest.raises(
+        ValueError, match=f"vision_intermediate={inner} must be a multiple of vision_hidden=96 .* {such_as}$"
+    ):
+        TinyConfig(family="qwen2_vl", vision_intermediate=inner)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tiny_model_has_the_inner_size_that_was_asked_for(tmp_path, family):
+    describe(str(tmp_path), ["some text to learn from " * 20], TinyConfig(family=family, vision_intermediate=288))
+    matrices = {"qwen2_5_vl": 3, "qwen2_vl": 2, "qwen3_vl": 2}[family]
+    assert read_spec(str(tmp_path)).vision_params_per_layer == 4 * 96**2 + matrices * 96 * 288
 
 
 def test_processor_files_are_copied_and_weights_are_not(folder, tmp_path):

@@ -37,7 +37,8 @@ TEXT = ((text(words(9)),), (text(words(4, 1)),))
 @pytest.mark.parametrize("contents", [CONTENTS, TEXT], ids=["mixed", "text"])
 def test_masked_batches_come_back(renderer, spec, contents):
     row = row_of(contents, renderer)
-    for batch in (mask(row, spec, seed=2**40, epoch=1, mlm_ratio=0.4, mae_ratio=0.5), next_token(row, spec)):
+    key = {"seed": 2**40, "epoch": 1}
+    for batch in (mask(row, spec, mlm_ratio=0.4, mae_ratio=0.5, **key), next_token(row, spec, **key)):
         assert_same(batch, from_bytes(to_bytes(batch)))
     assert isinstance(to_bytes(batch), bytes)
 

@@ -1,6 +1,7 @@
 """Contrastive fine-tuning: the written-out loss over all candidates, and two ranks that agree with one process."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -116,6 +117,26 @@ def test_named_groups_join_different_answers(renderer):
     pairs = [Pair("t", side(1), (side(2),), group="seven"), Pair("t", side(3), (side(4),), group="seven")]
     first, second = batch_of(pairs, renderer, 0).candidate_group
     assert first == second
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_grouped_answer_is_no_negative_where_another_pair_lists_it_as_wrong(folder, renderer, symmetric):
+    """Groups that nobody shares change nothing: the content alone says that it is the same answer."""
+    listed = [
+        Pair("t", side(1), (side(2),), group="seven"),
+        Pair("t", side(3), (side(4),), (side(2), side(5)), group="three"),
+        Pair("t", side(6), (side(2, True),), (side(4),), group="eight"),
+    ]
+    module = objective(folder, symmetric=symmetric)
+    grouped, ungrouped = (module(batch_of(p, renderer)) for p in (listed, [replace(p, group=None) for p in listed]))
+    for term in grouped:
+        torch.testing.assert_close(grouped[term].sum, ungrouped[term].sum)
+
+
+def test_members_of_a_group_are_told_apart_by_what_a_batch_consumed(renderer):
+    drawn = [batch_of([Pair("t", side(1), (side(n),), group="seven")], renderer) for n in (2, 3)]
+    assert drawn[0].content != drawn[1].content
 
 
 def test_spare_negatives_and_positives_are_drawn_by_the_key(renderer):

@@ -101,7 +101,24 @@ def test_every_option_changes_the_loss(written_out):
 
 
 def same_answers_forgotten(patch):
-    patch.setattr(comparison, "right_answers", lambda answers, query, group, answered: query[:, None] == answered[None])
+    patch.setattr(comparison, "right_answers", lambda answers, query, offered, asked: query[:, None] == asked[None])
+
+
+def equal_contents_forgotten(patch):
+    known_by(patch, [0])
+
+
+def groups_forgotten(patch):
+    known_by(patch, [1])
+
+
+def known_by(patch, names):
+    right = infonce_file.right_answers
+    patch.setattr(
+        comparison,
+        "right_answers",
+        lambda answers, query, offered, answered: right(answers[..., names], query, offered[:, names], answered),
+    )
 
 
 def equal_queries_forgotten(patch):
@@ -142,6 +159,8 @@ def one_direction(patch):
 
 MISTAKES = (
     same_answers_forgotten,
+    equal_contents_forgotten,
+    groups_forgotten,
     equal_queries_forgotten,
     one_answer_of_several,
     rows_not_weighed,

@@ -2,13 +2,14 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from samples import CONTENTS, image, plain_inputs, plain_model, text, words
+from samples import CONTENTS, image, picture, plain_inputs, plain_model, text, words
 from transformers import AutoModel, AutoTokenizer
 
 from moca_core.attention import set_attention
@@ -16,9 +17,10 @@ from moca_core.backbone import load_backbone, save_backbone
 from moca_core.embedder import Embedder
 from moca_core.export import export_model
 from moca_core.folder import copy_processor
-from moca_core.parity import LEAST_COSINE, ParityError, check_attention, check_export
+from moca_core.parity import LEAST_COSINE, ParityError, check_attention, check_export, comparable
 from moca_core.readers import as_message, fits_mteb, with_mteb, with_sentence_transformers, with_transformers
 from moca_core.spec import read_spec
+from moca_core.types import Segment
 
 BOTH_ORDERS = (
     (text("a red board"),),
@@ -90,7 +92,6 @@ def test_company_and_order_never_change_a_vector(trained, embedder, monkeypatch)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(embedder.encode(contents[::-1])[::-1], alone, atol=1e-5)
     small = Embedder(trained, device="cpu", max_tokens=300, pack_tokens=1)
-    assert small.pack_tokens == 300
     np.testing.assert_allclose(small.encode(contents), alone, atol=1e-5)
     monkeypatch.setattr("moca_core.embedder.WINDOW", 3)
     np.testing.assert_allclose(embedder.encode(contents), alone, atol=1e-5)
@@ -98,14 +99,46 @@ def test_company_and_order_never_change_a_vector(trained, embedder, monkeypatch)
     assert np.max(distinct @ distinct.T - np.eye(len(distinct))) < 0.9999  # the comparison could have failed
 
 
-def test_threads_side_by_side_change_nothing(trained, embedder, monkeypatch):
+@pytest.mark.parametrize(("pack_tokens", "expected"), [(None, 1024), (60, 60), (5, 20)])
+def test_a_pass_has_as_many_tokens_as_wished_whatever_the_longest_input_could_be(
+    trained, monkeypatch, pack_tokens, expected
+):
+    """Contents of up to 20 tokens, where inputs may have 4096."""
+    passes = []
+    embedder = Embedder(trained, device="cpu", max_tokens=4096, pack_tokens=pack_tokens)
+    monkeypatch.setattr(embedder, "_embed", lambda stream: passes.append(len(stream.input_ids)) or 0)
+    ids = embedder.renderer.tokenizer.encode(words(400), add_special_tokens=False).ids
+    contents = [(text(embedder.renderer.tokenizer.decode(ids[: 1 + n % 20])),) for n in range(150)]
+    longest = max(len(embedder.renderer.first(content)) for content in contents)
+    embedder.encode(contents)
+    assert longest == 20 and 0.9 * expected < max(passes) <= expected
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread():
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.parametrize("beside_a_gpu", [False, True])
+def test_threads_side_by_side_change_nothing(trained, embedder, three_threads, beside_a_gpu):
+    """Beside a GPU they prepare what one thread embeds, otherwise each embeds packs of its own."""
     contents = [*CONTENTS, *BOTH_ORDERS] * 6
-    alone = embedder.encode(contents)
-    monkeypatch.setattr("moca_core.embedder.torch.get_num_threads", lambda: 3)
+    alone = np.concatenate([embedder.encode([c]) for c in contents])
     many = Embedder(trained, device="cpu", max_tokens=300, pack_tokens=300)
+    many.on_gpu = beside_a_gpu
     np.testing.assert_allclose(many.encode(contents), alone, atol=1e-5)
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 3
     with pytest.raises(ValueError, match=f"content {len(contents)}: empty"):
         many.encode([*contents, ()])
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 3
 
 
 @pytest.mark.parametrize("empty", [(), (text(""),)])
@@ -327,6 +360,30 @@ def test_what_others_would_cut_or_read_as_special_is_not_compared(exported, trai
     assert min(check_export(exported, short, [long, marked, (text("a red board"),)]).values()) >= 0.9999
     with pytest.raises(ParityError, match="no content to compare by; each is longer than 160 tokens"):
         check_export(exported, short, [long, marked])
+
+
+def saved(opened, kind="PNG", **options):
+    buffer = io.BytesIO()
+    opened.save(buffer, kind, **options)
+    return Segment(image=buffer.getvalue())
+
+
+def test_images_that_others_see_otherwise_are_not_compared(exported, embedder):
+    deep = np.linspace(0, 65535, 80 * 80).reshape(80, 80)
+    palette = picture(80, 80, 1, "P")
+    otherwise = (
+        saved(Image.fromarray(deep.astype(np.uint16))),
+        saved(Image.fromarray(deep.astype(np.int32)), "TIFF"),
+        saved(Image.fromarray(deep.astype(np.float32) / 65535), "TIFF"),
+        saved(palette, transparency=3),
+        saved(palette, "GIF", transparency=3),
+        saved(picture(80, 80, 2), transparency=(0, 0, 0)),
+    )
+    alike = [(image(80, 80, 3, mode),) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")]
+    assert min(check_export(exported, embedder, [*((segment,) for segment in otherwise), *alike]).values()) >= 0.9999
+    with pytest.raises(ParityError, match=r"no content to compare by; .* an image that others see otherwise"):
+        check_export(exported, embedder, [(text("a"), segment) for segment in otherwise])
+    assert all(comparable(content, embedder) for content in alike)
 
 
 def test_the_gate_of_16_bits_is_wider(trained, embedder, tmp_path, monkeypatch):

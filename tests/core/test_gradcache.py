@@ -190,10 +190,3 @@ def test_a_mistake_would_show(folder, alone, mistake):
     module = Contrastive(prepared(folder), read_spec(folder), config, tasks=("a", "b"))
     _, gradients = found(module, cached(module, batch_of(folder), PARTS, mistake(module)))
     assert (furthest(gradients, alone["everything"][1]) > 1e-3) == (mistake is not right)
-
-
-def test_its_flops_are_those_of_a_plain_step_and_a_forward(folder):
-    module, batch = Contrastive(prepared(folder), read_spec(folder), tasks=("a", "b")), batch_of(folder)
-    plain, forward = module.flops(batch), module.flops_cached(batch) - module.flops(batch)
-    frozen = Contrastive(prepared(folder).requires_grad_(False), read_spec(folder), tasks=("a", "b"))
-    assert forward == pytest.approx(frozen.flops(batch)) and 0.3 < forward / plain < 0.4

@@ -4,6 +4,8 @@ import base64
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -197,6 +199,11 @@ def test_floats_that_are_no_numbers_are_black():
     ]
 
 
+@pytest.mark.parametrize("value", [np.float32(255), np.float32(-3), np.int32(70_000), np.int32(-1)])
+def test_one_value_beyond_the_range_everywhere_is_black(value):
+    assert decode(saved(Image.fromarray(np.full((8, 8), value)), "TIFF")).getextrema() == ((0, 0),) * 3
+
+
 def test_dark_pictures_stay_dark():
     values = np.full((8, 8), 257 * 20, np.uint16)
     assert decode(saved(Image.fromarray(values), "PNG")).getpixel((0, 0)) == (20, 20, 20)
@@ -350,6 +357,27 @@ def test_pixels_of_a_huge_image_are_never_decoded():
     assert peak < 4e6
     with pytest.raises(ImageError, match="too_many_pixels"):
         decode(png(80, 80)[:-400], ImageBounds(max_px=80 * 80 - 1))  # the header decides: truncation is never met
+
+
+OVERLAPPING = """
+import sys, warnings
+from moca_core.data.image_files import header_size, refusals
+first, second = refusals(b""), refusals(b"")
+first.__enter__(), second.__enter__()
+first.__exit__(None, None, None), second.__exit__(None, None, None)
+print(header_size(sys.stdin.buffer.read()))
+warnings.warn("of somebody else's")
+"""
+
+
+def test_pillow_is_silent_and_others_are_heard_whatever_threads_read_at_once():
+    """As two threads would enter and leave; in a process of its own, because pytest has filters of its own."""
+    large = huge_png(10_000, 10_000)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(large))
+    done = subprocess.run([sys.executable, "-c", OVERLAPPING], input=large, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "(10000, 10000)"
+    assert b"of somebody else's" in done.stderr and b"DecompressionBomb" not in done.stderr
 
 
 def test_formats_that_need_programs_are_not_opened():

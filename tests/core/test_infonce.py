@@ -84,11 +84,17 @@ def test_won_are_strict_winners():
     assert not compare(queries, candidates * torch.nan, positive, everything(3, 4), 0.03).won.any()
 
 
+def known_right(answers, queries, candidates, candidate_query):
+    """For answers without a group: each is known by its content alone."""
+    answers, candidates = (torch.as_tensor(x)[..., None].repeat_interleave(2, -1) for x in (answers, candidates))
+    return right_answers(answers, queries, candidates, candidate_query)
+
+
 def test_equal_answers_and_answers_to_an_equal_query_are_right():
     # the answers of queries 0 and 2 are the same, candidate 4 equals them too; queries 1 and 3 are the same question
     group = torch.tensor([10, 20, 11, 21, 10, 10, 12])
     candidate_query = torch.tensor([1, 0, 2, 0, 0, 3, 2])
-    right = right_answers(torch.tensor([[10], [11], [10], [12]]), torch.tensor([1, 2, 3, 2]), group, candidate_query)
+    right = known_right([[10], [11], [10], [12]], torch.tensor([1, 2, 3, 2]), group, candidate_query)
     assert right.int().tolist() == [
         [1, 0, 0, 0, 1, 1, 0],
         [0, 0, 1, 0, 0, 0, 1],
@@ -98,13 +104,16 @@ def test_equal_answers_and_answers_to_an_equal_query_are_right():
 
 
 def test_any_of_several_answers_is_right():
-    right = right_answers(
-        torch.tensor([[10, 11], [12, 12]]),
-        torch.tensor([1, 2]),
-        torch.tensor([10, 11, 12, 13]),
-        torch.tensor([1, 1, 2, 0]),
-    )
+    queries, candidate_query = torch.tensor([1, 2]), torch.tensor([1, 1, 2, 0])
+    right = known_right([[10, 11], [12, 12]], queries, [10, 11, 12, 13], candidate_query)
     assert right.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_the_same_group_or_the_same_content_is_the_same_answer():
+    """Candidates: the answer itself, another of its group, its content listed as wrong, what only looks like it by mixed-up columns."""
+    answers, candidates = torch.tensor([[[70, 10]]]), torch.tensor([[70, 10], [70, 11], [10, 10], [10, 70]])
+    right = right_answers(answers, torch.tensor([1]), candidates, torch.tensor([1, 2, 0, 0]))
+    assert right.int().tolist() == [[1, 1, 1, 0]]
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from moca_core.loss import fused_cross_entropy
 from moca_core.loss.fused_cross_entropy import linear_cross_entropy
 from moca_core.loss.mae import mae_loss
 from moca_core.loss.mlm import LanguageHead, mlm_loss
@@ -40,10 +41,12 @@ def test_mlm_is_minus_log_p_of_the_state_before(head, shift):
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100, None])
-def test_fused_cross_entropy_is_that_of_all_logits(head, chunk_rows):
+def test_fused_cross_entropy_is_that_of_all_logits(head, monkeypatch, chunk_rows):
     """Loss and gradients against torch, however the rows are cut."""
+    if chunk_rows is not None:
+        monkeypatch.setattr(fused_cross_entropy, "CHUNK_LOGITS", 50 * chunk_rows)
     states, targets = torch.randn(7, 8, requires_grad=True), torch.randint(50, (7,))
-    loss = linear_cross_entropy(states, head.weight, targets, chunk_rows=chunk_rows)
+    loss = linear_cross_entropy(states, head.weight, targets)
     mine = torch.autograd.grad(3 * loss, (states, head.weight))
     expected = torch.nn.functional.cross_entropy(states @ head.weight.T, targets, reduction="sum")
     torch.testing.assert_close(loss, expected)
@@ -51,18 +54,20 @@ def test_fused_cross_entropy_is_that_of_all_logits(head, chunk_rows):
         torch.testing.assert_close(grad, other, atol=1e-6, rtol=1e-5)
 
 
-def test_fused_cross_entropy_of_large_logits_and_of_a_frozen_head(head):
+def test_fused_cross_entropy_of_large_logits_and_of_a_frozen_head(head, monkeypatch):
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK_LOGITS", 50 * 2)
     states, targets = 100 * torch.randn(7, 8, requires_grad=True), torch.randint(50, (7,))
     head.weight.requires_grad_(False)
-    loss = linear_cross_entropy(states, head.weight, targets, chunk_rows=2)
+    loss = linear_cross_entropy(states, head.weight, targets)
     expected = torch.nn.functional.cross_entropy(states @ head.weight.T, targets, reduction="sum")
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(*(torch.autograd.grad(x, states)[0] for x in (loss, expected)), atol=1e-6, rtol=1e-5)
 
 
-def test_mlm_of_half_precision_is_summed_in_float32(head):
+def test_mlm_of_half_precision_is_summed_in_float32(head, monkeypatch):
+    monkeypatch.setattr(fused_cross_entropy, "CHUNK_LOGITS", 50 * 64)
     states, targets = torch.randn(400, 8), torch.arange(400) % 50
-    half = linear_cross_entropy(states.bfloat16(), head.weight.bfloat16(), targets, chunk_rows=64)
+    half = linear_cross_entropy(states.bfloat16(), head.weight.bfloat16(), targets)
     assert half.dtype == torch.float32
     logits = (states.bfloat16() @ head.weight.bfloat16().T).float()
     torch.testing.assert_close(half, torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))

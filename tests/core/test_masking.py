@@ -93,7 +93,7 @@ def test_unmasked_stream_is_left_alone(renderer, spec):
 
 def test_next_token_labels_every_plain_token_but_the_first(renderer, spec):
     row = row_of(CONTENTS, renderer)
-    batch = next_token(row, spec)
+    batch = next_token(row, spec, seed=1, epoch=0)
     ids = np.asarray(row["input_ids"])
     np.testing.assert_array_equal(batch.stream.input_ids, ids)
     starts = set(np.cumsum([0, *row["segment_lengths"]]).tolist())
@@ -101,6 +101,19 @@ def test_next_token_labels_every_plain_token_but_the_first(renderer, spec):
         expected = IGNORED if token in spec.special_token_ids or place in starts else token
         assert label == expected
     assert not batch.masked_groups.any() and len(batch.masked_groups) == (ids == spec.image_token_id).sum()
+
+
+def test_what_is_consumed_is_told_with_and_without_masks(renderer, spec):
+    row, other = row_of(CONTENTS, renderer), row_of(CONTENTS[:2], renderer)
+    key = {"seed": 1, "epoch": 0}
+    plain, masked = next_token(row, spec, **key), mask(row, spec, **RATIOS, **key)
+    assert (plain.rows, plain.content) == (masked.rows, masked.content) and plain.rows == len(CONTENTS)
+    told = [
+        next_token(other, spec, **key),
+        next_token(row, spec, seed=1, epoch=1),
+        next_token(row, spec, seed=2, epoch=0),
+    ]
+    assert len({plain.content, *(batch.content for batch in told)}) == 4
 
 
 def test_keys_do_not_run_into_each_other():

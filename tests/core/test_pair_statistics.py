@@ -109,8 +109,8 @@ def test_no_value_is_read_back_from_the_device():
             torch.zeros(5, dtype=torch.long),
             torch.ones(5),
         )
-        candidates = torch.zeros(9, dtype=torch.long)
-        known = right_answers(numbers[:, None], numbers, candidates, candidates)
+        answers, candidates = (torch.zeros(*shape, dtype=torch.long) for shape in ((5, 1, 2), (9, 2)))
+        known = right_answers(answers, numbers, candidates, candidates[:, 0])
         compared = infonce(rows, columns, numbers, known, ones, margin=0.1)
         sums = pair_statistics(compared, target=numbers, temperature=ones, weight=ones, source=numbers, tasks=3)
     assert sums.shape == (3, len(SCALARS) + 2 * BINS) and sums.is_meta

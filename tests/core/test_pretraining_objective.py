@@ -181,12 +181,28 @@ def test_next_token_on_a_causal_model_is_the_loss_of_transformers(folder, spec, 
     module = objective(folder, spec, causal=True, mae_weight=0)
     ids = renderer.first((text(words(25)),)).input_ids
     row = row_of(((text(words(25)),),), renderer)
-    term = module(next_token(row, spec))["mlm"]
+    term = module(next_token(row, spec, seed=0, epoch=0))["mlm"]
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(folder)
     expected = model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss
     torch.testing.assert_close(term.sum / term.count, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mae_weight", [0, 0.5])
+def test_seeds_of_noise_change_nothing_where_nothing_is_masked(folder, spec, renderer, mae_weight):
+    module, row, found = objective(folder, spec, mae_weight=mae_weight), row_of(CONTENTS, renderer), []
+    for seeds in (None, np.zeros(len(CONTENTS), dtype=np.int64)):
+        batch = next_token(row, spec, seed=3, epoch=1)
+        assert batch.noise_seeds.all()
+        batch.noise_seeds = batch.noise_seeds if seeds is None else seeds
+        module.zero_grad()
+        sums = {name: term.sum for name, term in module(batch).items()}
+        sum(sums.values()).backward()
+        found.append(sums | gradients(module))
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 30
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
 
 
 def test_training_learns_to_paint_and_to_fill_in(folder, spec, renderer):

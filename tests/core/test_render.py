@@ -10,7 +10,8 @@ from PIL import Image
 from samples import CONTENTS, image, png, text, words
 from transformers import AutoTokenizer
 
-from moca_core.data.render import Renderer
+from moca_core import types
+from moca_core.data.render import Rendered, Renderer
 from moca_core.data.rows import document_sequences, pack_sequences
 from moca_core.data.schema import PACKED
 from moca_core.spec import read_spec
@@ -105,6 +106,13 @@ def test_a_paragraph_longer_than_the_budget_is_cut_between_tokens(tokenizer, spe
     assert [len(p) for p in pieces[:-1]] == [120] * (len(pieces) - 1)
 
 
+def test_many_paragraphs_cost_as_much_as_there_are(tokenizer, spec, monkeypatch):
+    measured, length = [], Rendered.__len__
+    monkeypatch.setattr(Rendered, "__len__", lambda rendered: measured.append(rendered) or length(rendered))
+    pieces = Renderer(tokenizer, spec, 1000).pieces((text("\n\n".join(["a"] * 2000)),))
+    assert len(pieces) > 2 and len(measured) < 5 * 2000
+
+
 def test_no_pieces_of_nothing(renderer):
     assert renderer.pieces(()) == []
     assert renderer.pieces((text(""),)) == []
@@ -119,7 +127,7 @@ def test_a_budget_that_cannot_hold_an_image_is_refused(tokenizer, spec):
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(3136, 3136), (3136, 4000), (56 * 56, 196 * 196), (1, 50_000), (3136, 10**6)]
+    ("low", "high"), [(3136, 3136), (3136, 4000), (56 * 56, 196 * 196), (28 * 28, 50_000), (3136, 10**6)]
 )
 def test_the_smallest_allowed_budget_holds_any_image_that_decodes(folder, tokenizer, low, high):
     """Also long thin ones, whose short side never shrinks below one token, and small ones that grow."""
@@ -159,6 +167,14 @@ def test_documents_to_rows_and_packs(renderer, spec):
     for name, piece in expected:
         assert (piece.input_ids, piece.images, piece.grids) in by_name[name]
     assert sum(map(len, by_name.values())) == len(expected)
+
+
+def test_a_document_of_many_pieces_is_hashed_once(tokenizer, spec, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(types, "content_id", lambda content: hashed.append(content) or "name")
+    sequences = document_sequences(Document("s", LONG), Renderer(tokenizer, spec, 101))
+    assert len(sequences) > 2 and [s["piece_id"] for s in sequences] == [f"name:{k}" for k in range(len(sequences))]
+    assert hashed == [LONG]
 
 
 def test_budget_smaller_than_a_sequence_is_an_error(renderer, spec):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moca_core.family import FAMILIES as MODELS
 from pipelines import dag, study
 from pipelines.preflight.run import NoRoom
 from pipelines.recipe import Recipe, load_recipe
@@ -109,8 +110,20 @@ def test_scaling_holds_the_data_of_batches_and_has_at_least_four_points_of_steps
     assert (wide.text_hidden, wide.text_heads, wide.vision_hidden, wide.vision_heads) == (256, 8, 192, 6)
     assert (narrow.text_hidden, narrow.text_heads, narrow.text_kv_heads) == (64, 2, 1)
     assert [r.pretrain.data_fraction for name, r in family.items() if name.startswith("data_")] == [0.125, 0.25, 0.5]
+    assert (narrow.vision_hidden, narrow.vision_heads, narrow.vision_intermediate) == (64, 2, 171)  # 256 / 96 of 64
     given = load_recipe("demo", [f"base.model={tmp_path}"])
     assert not any(variant.axis == "width" for variant in FAMILIES["scaling"](given))
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("recipe", ["demo", "study_cpu", "study_gpu", "docs/recipes/kicad_study.yaml"])
+def test_every_recipe_of_a_tiny_model_can_be_widened_in_every_family(recipe: str, family: str) -> None:
+    """Qwen2-VL knows inner sizes as multiples of the hidden size, which the default is not."""
+    settings = [f"base.tiny.family={family}"]
+    if family == "qwen2_vl" and recipe != "study_gpu":
+        settings.append("base.tiny.vision_intermediate=288")
+    widths = [v for v in FAMILIES["scaling"](load_recipe(recipe, settings)) if v.axis == "width"]
+    assert len(runs_of(recipe, settings, widths, 1)) == 2
 
 
 @pytest.mark.parametrize(
