@@ -2,9 +2,9 @@
 
     python pipelines/study.py ablation --recipe study_cpu --seeds 3 --only no_pretraining mlm_only mae_only
 
-Other than in the demo all images have 16 tokens, of which masked patches can be learned in minutes, pre-training is longer than the base's own
-training (with a quarter of it no gain is to be seen), and fine-tuning is short and gentle enough to keep what came before. Rates are
-chosen on what is held out of training, not on scores (docs/log.md); what came of it is in docs/studies.md.
+Other than in the demo all images have 16 tokens, of which masked patches can be learned in minutes; pre-training is longer than the
+base's own training (with a quarter of it no gain is to be seen); fine-tuning is short and gentle enough to keep what came before. Rates
+are chosen on what is held out of training, not on scores (docs/log.md); what came of it is in docs/studies.md.
 """
 
 from dataclasses import replace

@@ -19,7 +19,7 @@ from transformers.image_utils import load_image
 
 from moca_core.data.image_files import REASONS, ImageBounds, ImageError, decode, header_size
 from moca_core.data.images import grid_thw, patchify, read_patches, target_size
-from moca_core.model.inputs import first_frame, normalise, repeat_in_time, unit_noise
+from moca_core.model.inputs import first_frame, normalise, repeat_in_time
 
 SIDES = [(56, 56), (57, 83), (3, 5), (300, 200), (1, 150), (640, 480), (28, 28), (99, 1000), (141, 42)]
 
@@ -391,16 +391,3 @@ def test_formats_that_need_programs_are_not_opened():
 def test_bounds_are_positive(field):
     with pytest.raises(ValueError, match="positive"):
         ImageBounds(**{field: 0})
-
-
-def test_every_masked_patch_gets_its_own_noise_from_the_seed_of_its_sequence(spec):
-    like = torch.zeros(1, spec.patch_values * spec.temporal_patch_size)
-    seeds, patches = np.array([7, 8, 9]), np.array([12, 0, 8])
-    noise = unit_noise(seeds, patches, like)
-    assert noise.shape == (20, like.shape[1])
-    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
-    correlation = torch.corrcoef(noise) - torch.eye(len(noise))
-    assert correlation.abs().max() < 0.2  # no patch is a copy of another
-    alone = [unit_noise(seeds[i : i + 1], patches[i : i + 1], like) for i in (2, 0)]
-    assert torch.equal(torch.cat(alone[::-1]), noise)  # in whichever pack a sequence lies
-    assert not torch.isclose(unit_noise(seeds + 1, patches, like), noise).all(1).any()

@@ -4,10 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 from samples import CONTENTS, image, row_of, text, words
 
 from moca_core.data.masking import IGNORED, mask, next_token, packed_stream
 from moca_core.data.rows import packed_row, sequence_row
+from moca_core.model.inputs import unit_noise
 from moca_core.rng import generator, seed_of
 
 CONTENT = CONTENTS[2]
@@ -126,3 +128,16 @@ def test_keys_do_not_run_into_each_other():
 def test_seeds_never_change_between_versions():
     """A mask that changes under a running training is a silent restart of its data."""
     assert seed_of(7, 0, "doc:1", "mask") == int(hashlib.sha256(b"7\x1f0\x1fdoc:1\x1fmask").hexdigest()[:16], 16) // 2
+
+
+def test_every_masked_patch_gets_its_own_noise_from_the_seed_of_its_sequence(spec):
+    like = torch.zeros(1, spec.patch_values * spec.temporal_patch_size)
+    seeds, patches = np.array([7, 8, 9]), np.array([12, 0, 8])
+    noise = unit_noise(seeds, patches, like)
+    assert noise.shape == (20, like.shape[1])
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    correlation = torch.corrcoef(noise) - torch.eye(len(noise))
+    assert correlation.abs().max() < 0.2  # no patch is a copy of another
+    alone = [unit_noise(seeds[i : i + 1], patches[i : i + 1], like) for i in (2, 0)]
+    assert torch.equal(torch.cat(alone[::-1]), noise)  # in whichever pack a sequence lies
+    assert not torch.isclose(unit_noise(seeds + 1, patches, like), noise).all(1).any()
